@@ -1,0 +1,65 @@
+"""Milliseconds of one training step, with and without what the notebook does to speed it up on a CPU.
+
+    python benchmarks/step_time.py
+
+Each row runs in a process of its own: forward and backward pass, then both optimizers, on a batch of 128.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {  # name: (huge pages, malloc keeps memory, bfloat16, optimizer)
+    "as in the notebook": ("1", True, False, "Muon"),
+    "without huge pages": ("0", True, False, "Muon"),
+    "malloc as it comes": ("1", False, False, "Muon"),
+    "neither": ("0", False, False, "Muon"),
+    "torch.optim.Muon": ("1", True, False, "torch.optim.Muon"),
+    "bfloat16 autocast": ("1", True, True, "Muon"),
+}
+
+
+def measure(keep: bool, bfloat16: bool, optimizer: str, steps: int = 8) -> float:
+    sys.path.insert(0, str(ROOT))
+    from run import load_definitions
+
+    hw = load_definitions()
+    torch, h = hw.torch, hw.Hyperparameters()
+    if keep:
+        hw.keep_freed_memory()
+    torch.manual_seed(0)
+    model = hw.myViT().to(memory_format=torch.channels_last)
+    optimizers = hw.make_optimizers(model, h)
+    if optimizer == "torch.optim.Muon":
+        optimizers[0] = torch.optim.Muon([p for p in model.stages.parameters() if p.ndim == 2], lr=h.muon_lr)
+    x = hw.to_input(torch.randint(0, 256, (128, 32, 32, 3), dtype=torch.uint8), torch.device("cpu"))
+    y = torch.randint(0, 10, (128,))
+    seconds = []
+    for _ in range(3 * steps):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = hw.F.cross_entropy(model(x).float(), y)
+        for o in optimizers:
+            o.zero_grad()
+        loss.backward()
+        for o in optimizers:
+            o.step()
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > 60:
+            break
+    return 1000 * statistics.median(seconds[-steps:])  # the first steps touch their memory for the first time
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(measure(*VARIANTS[sys.argv[1]][1:]))
+    else:
+        print(f"{'variant':22} {'ms a step':>10}")
+        for name, (pages, *_) in VARIANTS.items():
+            out = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True,
+                                 env=os.environ | {"THP_MEM_ALLOC_ENABLE": pages})
+            print(f"{name:22} {float(out.stdout):10.0f}", flush=True)

@@ -1,0 +1,251 @@
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def repeatable(hw):
+    """One thread; and whether bfloat16 pays is measured by the clock, on which no test may depend."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hw, "bfloat16_pays", lambda device: False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(hw, repeatable, tmp_path_factory):
+    return tiny.train(hw, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def assert_same(result, expected):
+    """The same weights to the last bit, and the same history but for the time it took."""
+    (model, history), (expected_model, expected_history) = result, expected
+    for (name, tensor), other in zip(model.state_dict().items(), expected_model.state_dict().values()):
+        assert torch.equal(tensor, other), name
+    assert [e | dict(seconds=0) for e in history] == [e | dict(seconds=0) for e in expected_history]
+    assert not model.training
+
+
+def epochs_trained(capsys):
+    """The epochs that the output since the last call has a line for; and the output."""
+    output = capsys.readouterr().out
+    lines = re.findall(r"[\n\r] *(\d+) +\d+\.\d{4} +\d+\.\d\d +\d+\.\d\d +\d+\.\d", output)
+    return [int(epoch) for epoch in lines], output
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop(*_):
+    raise Stopped
+
+
+def train_until(hw, folder, batch, **arguments):
+    """Train, but stop at this batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hw, "augment", tiny.at_call(batch, hw.augment, stop))
+        with pytest.raises(Stopped):
+            tiny.train(hw, folder, **arguments)
+
+
+def checkpoints(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+# resuming
+
+def test_training_is_fixed_by_the_seed(hw, uninterrupted, tmp_path):
+    assert_same(tiny.train(hw, tmp_path), uninterrupted)
+    other, _ = tiny.train(hw, tmp_path, seed=1)
+    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), uninterrupted[0].parameters()))
+
+
+def test_a_complete_checkpoint_skips_training(hw, uninterrupted, tmp_path, capsys):
+    tiny.train(hw, tmp_path)
+    assert epochs_trained(capsys)[0] == [1, 2, 3]
+    files = checkpoints(tmp_path)
+    assert len(files) == 1
+    again = tiny.train(hw, tmp_path)
+    epochs, output = epochs_trained(capsys)
+    assert epochs == [] and f"trained weights from {files[0]}" in output
+    assert_same(again, uninterrupted)
+    assert checkpoints(tmp_path) == files
+
+
+@pytest.mark.parametrize("batch", [1, 3, 6, 9, 15])
+def test_a_run_stopped_within_an_epoch_resumes(hw, uninterrupted, tmp_path, capsys, batch):
+    train_until(hw, tmp_path, batch)
+    finished = (batch - 1) // tiny.STEPS
+    capsys.readouterr()
+    resumed = tiny.train(hw, tmp_path)
+    assert epochs_trained(capsys)[0] == [1, 2, 3][finished:]
+    assert_same(resumed, uninterrupted)
+
+
+def test_a_killed_run_resumes(hw, uninterrupted, tmp_path, capsys):
+    starts = [
+        ("batch", 3, None),   # in epoch 1, with nothing saved yet
+        ("batch", 8, None),   # in epoch 2
+        ("write", 1, 1),      # while the checkpoint of epoch 2 is written
+        ("moved", 2, 1),      # when that of epoch 3 is in place, and the trained weights are not written
+        ("moved", 1, 3),      # when these are, and the other is not removed yet
+    ]
+    for moment, number, resumes in starts:
+        command = [sys.executable, tiny.__file__, tmp_path, moment, str(number)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert ("resumed after" in done.stdout) == bool(resumes)
+        assert not resumes or f"resumed after epoch {resumes} of 3" in done.stdout
+        assert "damaged" not in done.stdout
+    result = tiny.train(hw, tmp_path)
+    assert epochs_trained(capsys)[0] == []
+    assert_same(result, uninterrupted)
+
+
+def test_resuming_does_not_depend_on_a_second_measurement(hw, uninterrupted, tmp_path, monkeypatch):
+    train_until(hw, tmp_path, 8)
+    monkeypatch.setattr(hw, "bfloat16_pays", lambda device: True)  # the clock says otherwise this time
+    assert_same(tiny.train(hw, tmp_path), uninterrupted)
+
+
+def test_retrain_starts_anew_but_resumes_a_cut_short_retraining(hw, uninterrupted, tmp_path, capsys):
+    tiny.train(hw, tmp_path)
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_mtime_ns
+    capsys.readouterr()
+    assert_same(tiny.train(hw, tmp_path, retrain=True), uninterrupted)
+    assert epochs_trained(capsys)[0] == [1, 2, 3]
+    assert file.stat().st_mtime_ns > before
+
+    train_until(hw, tmp_path, 12, retrain=True)
+    capsys.readouterr()
+    assert_same(tiny.train(hw, tmp_path, retrain=True), uninterrupted)
+    assert epochs_trained(capsys)[0] == [3]
+
+
+def test_trained_weights_stay_while_a_retraining_runs(hw, uninterrupted, tmp_path, capsys):
+    tiny.train(hw, tmp_path)
+    train_until(hw, tmp_path, 7, retrain=True)
+    capsys.readouterr()
+    assert_same(tiny.train(hw, tmp_path), uninterrupted)
+    assert epochs_trained(capsys)[0] == []
+
+
+@pytest.mark.parametrize("other", [dict(seed=1), dict(h=dict(muon_lr=0.01)), dict(h=dict(epochs=1))],
+                         ids=["seed", "learning rate", "epochs"])
+def test_other_settings_use_another_file(hw, tmp_path, other):
+    tiny.train(hw, tmp_path)
+    (first,) = tmp_path.iterdir()
+    content = first.read_bytes()
+    tiny.train(hw, tmp_path, **other | ({"h": tiny.hyperparameters(hw, **other["h"])} if "h" in other else {}))
+    assert first.read_bytes() == content
+    assert len(checkpoints(tmp_path)) == 2
+
+
+# damage
+
+def flipped(content, path):
+    """One bit of one weight is another: the archive can still be opened, and torch.load would not notice."""
+    with zipfile.ZipFile(path) as archive:
+        record = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda i: i.file_size)
+        with archive.open(record) as file:
+            start = content.index(file.read())
+    place = start + record.file_size // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+
+
+DAMAGE = {
+    "truncated": lambda content, path: content[:len(content) // 2],
+    "flipped": flipped,
+    "garbage": lambda content, path: b"no checkpoint " * 100,
+    "empty": lambda content, path: b"",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("which", ["trained", "last"])
+def test_a_damaged_checkpoint_is_set_aside(hw, uninterrupted, tmp_path, capsys, which, how):
+    if which == "trained":
+        tiny.train(hw, tmp_path)
+    else:
+        train_until(hw, tmp_path, 8)
+    (file,) = tmp_path.iterdir()
+    bad = DAMAGE[how](file.read_bytes(), file)
+    file.write_bytes(bad)
+    capsys.readouterr()
+    result = tiny.train(hw, tmp_path)
+    epochs, output = epochs_trained(capsys)
+    assert epochs == [1, 2, 3]
+    assert f"{file.name} is damaged" in output and f"{file.name}.damaged" in output
+    assert Path(f"{file}.damaged").read_bytes() == bad
+    assert_same(result, uninterrupted)
+
+
+def test_a_flipped_bit_would_pass_torch_load(hw, tmp_path):
+    """Else the case above tests no more than the truncated file does."""
+    tiny.train(hw, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(flipped(file.read_bytes(), file))
+    torch.load(file)
+
+
+def test_non_finite_loss_stops_the_training(hw, tmp_path):
+    h = tiny.hyperparameters(hw, adamw_lr=1e30)
+    rate = 1e30 * hw.schedule(1, 15, h.warmup)
+    with pytest.raises(FloatingPointError, match=re.escape("in epoch 1, step 2 of 5")) as stopped:
+        tiny.train(hw, tmp_path, h)
+    assert f"{rate:.2g} (AdamW)" in str(stopped.value) and "(Muon)" in str(stopped.value)
+    assert checkpoints(tmp_path) == []
+
+
+# files
+
+def test_write_atomically_replaces_the_whole_file(hw, tmp_path):
+    path = tmp_path / "new" / "file"
+    hw.write_atomically(path, lambda temporary: Path(temporary).write_bytes(b"one"))
+    hw.write_atomically(path, lambda temporary: Path(temporary).write_bytes(b"2"))
+    assert path.read_bytes() == b"2" and checkpoints(path.parent) == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_write_atomically_keeps_the_old_file_when_writing_fails(hw, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(temporary):
+        Path(temporary).write_bytes(b"ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        hw.write_atomically(path, write)
+    assert path.read_bytes() == b"old" and checkpoints(tmp_path) == ["file"]
+
+
+# evaluation
+
+def test_predict_is_in_eval_mode_and_restores_the_mode(hw, sample):
+    model, images = hw.myViT(**tiny.MODEL), torch.from_numpy(sample[2])
+    with torch.no_grad():
+        model(torch.rand(8, 3, 32, 32))  # moves BatchNorm's averages away from where they start
+    logits = hw.predict(model, images, batch_size=7)
+    assert model.training and not logits.requires_grad
+    torch.testing.assert_close(logits, hw.predict(model, images))
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model.eval()(hw.to_input(images, torch.device("cpu"))))
+    hw.predict(model, images)
+    assert not model.training
+
+
+def test_accuracy_is_in_per_cent(hw):
+    logits = torch.tensor([[0.0, 1], [1, 0], [0, 1], [0, 1]])
+    assert hw.accuracy(logits, torch.tensor([1, 0, 0, 1], dtype=torch.uint8)) == 75
