@@ -31,7 +31,8 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookN
 def override(source: str, settings: dict) -> str:
     """Replace the literals of a cell of assignments; ValueError for a name that it does not assign."""
     for name, value in settings.items():
-        source, found = re.subn(rf"(?m)^{re.escape(name)} = [^#\n]*", f"{name} = {value!r}  ", source)
+        line = f"{name} = {value!r}  "
+        source, found = re.subn(rf"(?m)^{re.escape(name)} = [^#\n]*", lambda _, line=line: line, source)
         if not found:
             raise ValueError(f"{name} is not a setting of the notebook's parameters cell")
     return source
@@ -94,7 +95,7 @@ def renew_zip(path: Path, settings: dict) -> None:
     before = Path.cwd()
     os.chdir(path.parent)
     try:
-        load_definitions(path, **settings).write_zip(path)
+        load_definitions(path, "homework_to_pack", **settings).write_zip(path)
     finally:
         os.chdir(before)
 

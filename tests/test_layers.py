@@ -201,10 +201,10 @@ def test_vit_gradients_reach_every_parameter(hw):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("channels, classes", [(1, 4), (3, 10)])
-def test_vit_shapes(hw, channels, classes):
-    model = hw.myViT(num_classes=classes, channels=channels, **TINY)
-    assert model(torch.rand(B, channels, 32, 32)).shape == (B, classes)
+@pytest.mark.parametrize("side, classes", [(16, 4), (32, 10)])
+def test_vit_shapes(hw, side, classes):
+    model = hw.myViT(num_classes=classes, **TINY)
+    assert model(torch.rand(B, 3, side, side)).shape == (B, classes)
 
 
 def test_vit_normalises_inside(hw):
@@ -257,7 +257,8 @@ REFUSED = [
     (lambda hw: hw.myMultiHeadAttention(6, 3, 4)(torch.rand(2, 5, 7)), "x has shape (2, 5, 7)", "must be 6"),
     (lambda hw: hw.myMultiHeadAttention(6, 3, 4)(torch.rand(2, 5, 6), torch.rand(2, 5, 7)),
      "context has shape (2, 5, 7)", "must be 6"),
-    (lambda hw: hw.myLocality(6, 0), "kernel_size is 0", ""),
+    (lambda hw: hw.myLocality(0), "dim is 0", ""),
+    (lambda hw: hw.myTokenization(5, 0, 3), "patch_size is 0", ""),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(2, 63, 6)), "x has 63 tokens", "square"),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(64, 6)), "x has shape (64, 6)", "(batch, tokens, 6)"),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(2, 64, 7)), "x has shape (2, 64, 7)", "(batch, tokens, 6)"),

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import subprocess
@@ -63,10 +64,18 @@ def test_the_same_model_gives_the_same_file(hw, tmp_path):
     assert (tmp_path / "one" / "model.pt").read_bytes() == (tmp_path / "two" / "model.pt").read_bytes()
 
 
+def test_deepcopy_keeps_weights_and_mode(hw):
+    model = trained_model(hw)
+    twin = copy.deepcopy(model)
+    assert twin.training and not copy.deepcopy(model.eval()).training
+    for tensor, other in zip(twin.state_dict().values(), model.state_dict().values()):
+        assert torch.equal(tensor, other) and tensor.data_ptr() != other.data_ptr()
+
+
 def test_other_shapes_come_back_too(hw, tmp_path):
-    model = hw.myViT(num_classes=4, channels=1, **tiny.MODEL)
+    model = hw.myViT(num_classes=4, **tiny.MODEL | dict(patch_size=4))
     hw.save_pt(model, tmp_path / "model.pt")
-    x = torch.rand(2, 1, 16, 16)
+    x = torch.rand(2, 3, 16, 16)
     assert torch.equal(torch.load(tmp_path / "model.pt")(x), model.eval()(x))
 
 

@@ -98,7 +98,8 @@ def test_a_killed_run_resumes(hw, uninterrupted, tmp_path, capsys):
         ("batch", 8, None),   # in epoch 2
         ("write", 1, 1),      # while the checkpoint of epoch 2 is written
         ("moved", 2, 1),      # when that of epoch 3 is in place, and the trained weights are not written
-        ("moved", 1, 3),      # when these are, and the other is not removed yet
+        ("write", 1, 3),      # while these are written
+        ("moved", 1, 3),      # when they are in place, and the checkpoint is not removed yet
     ]
     for moment, number, resumes in starts:
         command = [sys.executable, tiny.__file__, tmp_path, moment, str(number)]
@@ -110,6 +111,7 @@ def test_a_killed_run_resumes(hw, uninterrupted, tmp_path, capsys):
     result = tiny.train(hw, tmp_path)
     assert epochs_trained(capsys)[0] == []
     assert_same(result, uninterrupted)
+    assert not [name for name in checkpoints(tmp_path) if name.endswith(".tmp")]  # half-written files are gone
 
 
 def test_resuming_does_not_depend_on_a_second_measurement(hw, uninterrupted, tmp_path, monkeypatch):
