@@ -42,10 +42,11 @@ def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_half_and_kill(content, path):
+def write_half_and_kill(content, file):
     buffer = io.BytesIO()
     whole_save(content, buffer)
-    Path(path).write_bytes(buffer.getvalue()[:buffer.tell() // 2])
+    file.write(buffer.getvalue()[:buffer.tell() // 2])
+    file.flush()
     kill()
 
 
