@@ -1,0 +1,191 @@
+"""Other small networks and ours, trained alike: held-out accuracy against epochs and against seconds.
+
+    python benchmarks/peers.py [--epochs 8 | --seconds 900] [--only NAME ...] [--seed 0]
+
+Same images, augmentation, schedule and running average of weights; the optimizer is each network's best of those that
+suit it: SGD as ResNets are trained, AdamW as Transformers are, the notebook's Muon with AdamW. With --seconds each
+network trains for as many epochs as fit into that time. Appends a row an epoch to benchmarks/peers.csv.
+"""
+
+import argparse
+import copy
+import csv
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from run import load_definitions  # noqa: E402
+
+hw = load_definitions(DATA_DIR=str(ROOT / "data"))
+COLUMNS = ["network", "parameters", "optimizer", "seed", "epochs", "epoch", "seconds", "held_out"]
+
+
+class Normalized(nn.Sequential):
+    """A network on images in [0, 1], normalised as all are here."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        for name in ("mean", "std"):
+            self.register_buffer(name, getattr(hw.myViT(), name), persistent=False)
+
+    def forward(self, x):
+        return super().forward((x - self.mean) / self.std)
+
+
+class EncoderLayer(nn.Module):
+    """The plain pre-norm Transformer layer of ViT: no locality."""
+
+    def __init__(self, dim, heads, mlp_dim):
+        super().__init__()
+        self.attention, self.ffn = hw.myMultiHeadAttention(dim, heads, dim // heads), hw.myFFN(dim, mlp_dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class CCT(nn.Module):
+    """Compact Convolutional Transformer CCT-2/3x2 (Hassani et al. 2021): two pooled convolutions make 64 tokens."""
+
+    def __init__(self, dim=128, layers=2, heads=2, classes=10):
+        super().__init__()
+        self.tokenizer = nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(64, dim, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.position = nn.Parameter(0.2 * torch.randn(1, 64, dim))
+        self.layers = nn.Sequential(*(EncoderLayer(dim, heads, dim) for _ in range(layers)))
+        self.norm, self.pool, self.head = nn.LayerNorm(dim), nn.Linear(dim, 1), nn.Linear(dim, classes)
+
+    def forward(self, x):
+        x = rearrange(self.tokenizer(x), "b d h w -> b (h w) d") + self.position
+        x = self.norm(self.layers(x))
+        return self.head((self.pool(x).softmax(dim=1) * x).sum(dim=1))
+
+
+class PlainViT(nn.Module):
+    """The course template's network with plain Transformer layers: patches of 4 pixels, class token."""
+
+    def __init__(self, dim=96, layers=3, heads=3, mlp_dim=192, classes=10):
+        super().__init__()
+        self.tokenization = hw.myTokenization(dim, 4, 3)
+        self.class_token, self.position = (nn.Parameter(torch.randn(1, n, dim)) for n in (1, 65))
+        self.layers = nn.Sequential(*(EncoderLayer(dim, heads, mlp_dim) for _ in range(layers)))
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+
+    def forward(self, x):
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), self.tokenization(x)], dim=1) + self.position
+        return self.head(self.layers(x)[:, 0])
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions; the shortcut subsamples and pads with zero channels (option A of He et al. 2015)."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.stride = 1 if before == after else 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(before, after, 3, self.stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
+        self.extra = after - before
+
+    def forward(self, x):
+        shortcut = F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return F.relu(self.layers(x) + shortcut)
+
+
+def resnet20():
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        *(ResidualBlock(a, b) for a, b in pairwise(widths)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def split(model):
+    """(matrices between the first and the last layer, all other parameters)."""
+    if isinstance(model, hw.myViT):
+        inner = {id(p) for p in model.stages.parameters() if p.ndim == 2}
+    else:
+        inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and "head" not in name}
+    return [p for p in model.parameters() if id(p) in inner], [p for p in model.parameters() if id(p) not in inner]
+
+
+OPTIMIZERS = {  # name: (make, peak rates)
+    "SGD": (lambda m: [torch.optim.SGD(m.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)], (0.1, 0)),
+    "AdamW": (lambda m: [torch.optim.AdamW(m.parameters(), weight_decay=0.05)], (2e-3, 0)),
+    "Muon": (lambda m: [hw.Muon(split(m)[0], 0.02), torch.optim.AdamW(split(m)[1], weight_decay=0)], (0.02, 2e-3)),
+}
+NETWORKS = {  # name: (make, optimizers that suit it)
+    "ours": (hw.myViT, ["Muon"]),
+    "ResNet-20": (lambda: Normalized(resnet20()), ["SGD", "AdamW"]),
+    "CCT-2/3x2": (lambda: Normalized(CCT()), ["AdamW", "Muon"]),
+    "template's ViT": (PlainViT, ["AdamW", "Muon"]),
+}
+
+
+def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
+    """Yield (epochs, epoch, seconds so far, held-out accuracy in per cent) after each epoch."""
+    torch.manual_seed(seed)
+    model = make().to(hw.DEVICE, memory_format=torch.channels_last)
+    make_optimizer, (first, second) = OPTIMIZERS[optimizer]
+    images, labels = train_set
+    if seconds:  # how many epochs fit: by the time of a short one
+        probe = copy.deepcopy(model)
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            hw.train_epoch(probe, copy.deepcopy(probe), make_optimizer(probe), images[:5000], labels[:5000],
+                           torch.zeros(5000, dtype=torch.bool), 1, replace(h, epochs=1), torch.Generator(), False)
+        h = replace(h, epochs=max(1, round(seconds / ((time.perf_counter() - start) * len(images) / 5000))))
+    h = replace(h, muon_lr=first, adamw_lr=second)
+    generator = torch.Generator().manual_seed(seed)
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    averaged, optimizers, spent = copy.deepcopy(model).eval(), make_optimizer(model), 0.0
+    autocast = hw.bfloat16_pays(hw.DEVICE)
+    for epoch in range(1, h.epochs + 1):
+        start = time.perf_counter()
+        hw.train_epoch(model, averaged, optimizers, images, labels, mirror, epoch, h, generator, autocast)
+        spent += time.perf_counter() - start
+        yield h.epochs, epoch, spent, hw.accuracy(hw.predict(averaged, held_out_set[0]), held_out_set[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--only", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    images, labels, _, _ = hw.load_cifar10()
+    kept, held = hw.split_held_out(labels)
+    hw.keep_freed_memory()
+    h, log = hw.Hyperparameters(epochs=a.epochs), ROOT / "benchmarks" / "peers.csv"
+    new = not log.exists()
+    with log.open("a", newline="", buffering=1) as file:
+        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            rows.writeheader()
+        for name in a.only:
+            make, optimizers = NETWORKS[name]
+            numbers = sum(p.numel() for p in make().parameters())
+            for optimizer in optimizers:
+                print(f"\n{name}, {numbers:,} parameters, {optimizer}")
+                sets = ((images[i], labels[i]) for i in (kept, held))
+                for epochs, epoch, seconds, held_out in train(make, optimizer, h, a.seed, *sets, a.seconds):
+                    rows.writerow(dict(
+                        network=name, parameters=numbers, optimizer=optimizer, seed=a.seed, epochs=epochs, epoch=epoch,
+                        seconds=round(seconds, 1), held_out=round(held_out, 2)))
+                    print(f"{epoch:3d} of {epochs}  {seconds:7.1f} s  {held_out:6.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
