@@ -87,7 +87,7 @@ def execute(path: Path, settings: dict, quiet: bool = False) -> None:
     finally:
         parameters.source = literals
         save(notebook, path)
-    renew_zip(path, {name: value for name, value in settings.items() if name == "STUDENT_ID"})
+    renew_zip(path, {name: value for name, value in settings.items() if name in ("STUDENT_ID", "DATASET")})
 
 
 def renew_zip(path: Path, settings: dict) -> None:

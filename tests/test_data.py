@@ -424,7 +424,7 @@ def test_an_unknown_data_set_is_refused(hw):
 
 def test_another_data_set_leaves_the_defaults_files_alone(hw):
     other = load_definitions(name="homework_on_svhn", DATASET="SVHN")
-    assert (other.MIRROR, hw.MIRROR) == (False, True)
+    assert (other.MIRRORED, hw.MIRRORED) == (False, True)
     assert [str(p) for p in (other.PT_FILE, other.CSV_FILE, other.ZIP_FILE, other.CHECKPOINTS)] == [
         "StudentID_SVHN_submission.pt", "StudentID_SVHN_submission.csv", "StudentID_SVHN_HW3.zip", "checkpoints/SVHN"]
     assert str(hw.CHECKPOINTS) == "checkpoints/CIFAR10"

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from conftest import ROOT, SAMPLE, SAMPLE_SHA256
 from nbclient.exceptions import CellExecutionError
+from test_data import write_fashion_mnist
 
 from run import execute, override, setting, tagged
 
@@ -213,6 +214,21 @@ def test_export_verified_the_zip(runs):
 def test_settings_of_a_run_leave_the_literals(runs, notebook):
     for executed, _ in runs[1]:
         assert [c.source for c in executed.cells] == [c.source for c in notebook.cells]
+
+
+def test_another_data_set_runs_top_to_bottom_and_leaves_cifar10s_files_alone(tmp_path, sample):
+    path = prepare(tmp_path)
+    write_fashion_mnist(tmp_path / "data", sample)
+    pt = tmp_path / "B12345678_submission.pt"
+    pt.write_bytes(b"CIFAR-10's")
+    execute(path, QUICK | dict(DATASET="FashionMNIST", BITS=8), quiet=True)
+    executed = nbformat.read(path, as_version=4)
+    assert_executed(executed)
+    assert pt.read_bytes() == b"CIFAR-10's"
+    assert len((tmp_path / "B12345678_FashionMNIST_submission.csv").read_text().splitlines()) == 31
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["FashionMNIST"]
+    (export,) = tagged(executed, "export")
+    assert re.search(r"(?m)^ *yes +csv agrees with the model +100\.00% of 30 rows$", "".join(texts(export)))
 
 
 def test_a_cell_that_fails_is_saved_and_said(tmp_path):
