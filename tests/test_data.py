@@ -399,15 +399,38 @@ def test_what_cannot_be_downloaded_gets_a_clear_message(hw, tmp_path, monkeypatc
     assert asked == [dataset]
 
 
-def test_a_folder_of_pictures_is_a_data_set(hw, sample, tmp_path):
-    pictures = {"train/cat/a.png": sample[0][0], "train/cat/b.png": sample[0][1], "train/ant/c.png": sample[0][2],
-                "test/cat/d.png": sample[2][0], "test/ant/e.png": sample[2][1]}
+def write_folder(folder, pictures):
     for name, pixels in pictures.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+
+
+def test_a_folder_of_pictures_is_a_data_set(hw, sample, tmp_path):
+    write_folder(tmp_path, {f"{part}/{'cat' if i % 3 else 'ant'}/{i}.png": pixels for part, images in
+                            (("train", sample[0][:12]), ("test", sample[2][:6])) for i, pixels in enumerate(images)})
+    for stray in (".DS_Store", "train/.ipynb_checkpoints/0.png", "train/ant/.DS_Store", "test/cat/Thumbs.db"):
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_bytes(b"no picture")
     (images, labels, test_images, test_labels), classes = hw.load_dataset(str(tmp_path))
-    assert classes == ("ant", "cat") and labels.tolist() == [0, 1, 1] and test_labels.tolist() == [0, 1]
-    assert np.array_equal(images, sample[0][[2, 0, 1]]) and np.array_equal(test_images, sample[2][[1, 0]])
+    assert classes == ("ant", "cat")
+    for x, y, expected in ((images, labels, sample[0][:12]), (test_images, test_labels, sample[2][:6])):
+        numbers = [next(i for i, e in enumerate(expected) if np.array_equal(e, picture)) for picture in x.numpy()]
+        assert sorted(numbers) == list(range(len(expected))) and y.tolist() == [int(i % 3 > 0) for i in numbers]
+        assert y.tolist() != sorted(y.tolist())  # not class by class
+    assert same(hw.load_dataset(str(tmp_path))[0], [t.numpy() for t in (images, labels, test_images, test_labels)])
+
+
+def test_a_folder_whose_parts_differ_in_classes_is_refused(hw, sample, tmp_path):
+    write_folder(tmp_path, {"train/ant/0.png": sample[0][0], "train/cat/1.png": sample[0][1],
+                            "test/ant/0.png": sample[2][0]})
+    with pytest.raises(ValueError, match=r"train has the classes \['ant', 'cat'\]; .* test must have the same"):
+        hw.load_dataset(str(tmp_path))
+
+
+def test_what_is_no_picture_is_named(hw, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as a picture"):
+        hw.read_picture(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("LA", "png")])
