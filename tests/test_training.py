@@ -77,7 +77,7 @@ def test_a_complete_checkpoint_skips_training(hw, uninterrupted, tmp_path, capsy
     assert len(files) == 1
     again = tiny.train(hw, tmp_path)
     epochs, output = epochs_trained(capsys)
-    assert epochs == [] and f"trained weights from {files[0]}" in output
+    assert epochs == [] and f"trained weights from {tmp_path / files[0]}" in output
     assert_same(again, uninterrupted)
     assert checkpoints(tmp_path) == files
 
