@@ -1,3 +1,6 @@
+import copy
+import io
+import json
 import re
 import subprocess
 import sys
@@ -165,7 +168,7 @@ def reference_transformer(transformer, x, heads, dim_head):
 @pytest.mark.parametrize("heads", [0, HEADS])
 @pytest.mark.parametrize("tokens", [64, 65])
 def test_transformer_matches_an_independent_computation(hw, tokens, heads):
-    transformer, x = hw.myTransformer(DIM, heads, HEAD, HIDDEN, depth=2), torch.randn(B, tokens, DIM)
+    transformer, x = hw.myTransformer(DIM, heads, HEAD, HIDDEN, 2, patch_size=None), torch.randn(B, tokens, DIM)
     for parameter in transformer.parameters():
         nn.init.normal_(parameter, std=0.3)  # ones and zeros would hide the norms' weights and biases
     kept = x.clone()
@@ -178,8 +181,164 @@ def test_transformer_takes_the_courses_arguments(hw):
     assert hw.myTransformer(dim=DIM, heads=HEADS, dim_head=HEAD, mlp_dim=HIDDEN)(x).shape == x.shape
 
 
+def course_transformer(hw, steps):
+    """A Transformer as the template makes it, and its input, after some steps of Adam, in train mode."""
+    transformer, x = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN, depth=1), torch.randn(4, 65, DIM)
+    optimizer = torch.optim.Adam(transformer.parameters(), lr=0.003)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (transformer(x)[:, 0] - x[:, 1]).square().mean().backward()
+        optimizer.step()
+    return transformer, x
+
+
+def test_courses_transformer_ignores_what_is_the_same_in_all_images(hw):
+    transformer, x = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN), torch.randn(8, 65, DIM)
+    position = 10 * torch.randn(65, DIM)
+    outputs = []
+    for y in (x, x + position):
+        torch.manual_seed(0)  # of what is hidden
+        outputs.append(copy.deepcopy(transformer)(y))
+    close(*outputs, atol=1e-4, rtol=1e-4)
+
+
+def test_courses_transformer_returns_the_mean_as_the_class_token(hw):
+    transformer, x = course_transformer(hw, 2)
+    y = transformer.eval()(x)
+    close(y[:, 0], y[:, 1:].mean(dim=1))
+    close(transformer(torch.cat([x[:, :1] + 1, x[:, 1:]], dim=1)), y)  # the template's class token says nothing
+
+
+@pytest.mark.parametrize("tokens", [16, 17, 64])
+def test_courses_transformer_takes_any_grid(hw, tokens):
+    transformer, x = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN, depth=1), torch.randn(B, tokens, DIM)
+    assert transformer(x).shape == transformer.eval()(x).shape == x.shape
+    with pytest.raises(ValueError, match="x has 49 tokens on the grid; the training had"):
+        transformer(torch.randn(B, 49, DIM))
+
+
+def test_centring_subtracts_the_mean_of_what_was_seen_in_training(hw):
+    retokenization, position = hw.myRetokenization(DIM, 4), 10 * torch.randn(64, DIM)
+    batches = [position + torch.randn(B, 64, DIM) for _ in range(3)]
+    for batch in batches:
+        seen = retokenization.centred(batch)
+    mean = torch.cat(batches).mean(dim=0)
+    close(retokenization.mean, mean)
+    close(seen, batches[-1] - mean)
+    close(retokenization.eval().centred(batches[0]), batches[0] - mean)
+    close(retokenization.mean, mean)
+
+
+def test_picture_puts_each_token_in_its_place(hw):
+    retokenization, x, seen = hw.myRetokenization(DIM, 4).eval(), torch.zeros(1, 65, DIM), []
+    retokenization.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x[0, 1 + 8 * 2 + 5] = 1  # third row, sixth column
+    retokenization(x)
+    pixels = seen[0].abs().sum(dim=(0, 1)).nonzero()
+    assert pixels.min(dim=0).values.tolist() == [8, 20] and pixels.max(dim=0).values.tolist() == [11, 23]
+
+
+def test_tokens_are_hidden_in_training_only(hw):
+    retokenization, x, seen = hw.myRetokenization(DIM, 4), torch.randn(50, 65, DIM), []
+    retokenization.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    retokenization(x)
+    retokenization.eval()(x)
+    hidden = [(picture == 0).all(dim=1)[:, ::4, ::4].double().mean() for picture in seen]
+    assert 0.08 < hidden[0] < 0.12 and hidden[1] == 0
+
+
+def test_eval_mode_is_the_average_of_the_weights(hw):
+    transformer, x = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN, depth=1), torch.randn(4, 65, DIM)
+    weight = transformer.blocks[0].ffn.linear1.weight
+    optimizer, expected = torch.optim.Adam(transformer.parameters(), lr=0.003), weight.detach().clone()
+    for step in range(1, 6):
+        transformer(x)[:, 0].square().mean().backward()
+        expected.lerp_(weight.detach(), 9 / (step + 9))
+        optimizer.step()
+    last = weight.detach().clone()
+    assert weight is transformer.eval().blocks[0].ffn.linear1.weight  # the optimizer still holds it
+    close(weight.detach(), expected)
+    assert torch.equal(transformer.train().eval().train().blocks[0].ffn.linear1.weight, last)
+    statistics = transformer.retokenize.stem[1].running_var.clone()
+    assert not torch.equal(transformer.eval().retokenize.stem[1].running_var, statistics)
+
+
+def test_memory_of_the_average(hw):
+    module = hw.mySelfAveraging()
+    module.weight = nn.Parameter(torch.zeros(3))
+    expected = 1.0
+    for step in range(1, 21):
+        nn.init.constant_(module.weight, step)
+        module.observe(keep=0.5)
+        expected += (1 - min(0.5, step / (step + 9))) * (step - expected)
+    close(module.eval().weight.detach(), torch.full((3,), expected))
+
+
+def test_average_follows_the_module_and_forgets_at_a_load(hw):
+    transformer, x = course_transformer(hw, 2)
+    other, _ = course_transformer(hw, 3)
+    transformer.double()(x.double())  # as .to(device) between two steps
+    assert transformer.float()(x).dtype == torch.float32
+    transformer.load_state_dict(other.state_dict())
+    assert torch.equal(transformer.eval().blocks[0].ffn.linear1.weight, other.blocks[0].ffn.linear1.weight)
+    transformer.train()(x)
+    assert all(len(p._backward_hooks or []) == (p.ndim == 2) for p in transformer.parameters())
+
+
+def test_gradient_hook_orthogonalizes_the_running_mean(hw):
+    g1, g2 = torch.randn(2, DIM, HIDDEN)
+    hook = hw.orthogonal_gradient(torch.zeros(DIM, HIDDEN))
+    close(hook(g1), hw.orthogonalize(g1))
+    close(hook(g2), hw.orthogonalize(0.1 * g2 + 0.9 * (0.09 * g1 + 0.1 * g2)))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_saved_transformer_is_the_average_and_trains_on(hw, mode):
+    transformer, x = course_transformer(hw, 3)
+    weights = [p.detach().clone() for p in transformer.parameters()]
+    file = io.BytesIO()
+    torch.save(transformer.train(mode), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)
+    assert all(map(torch.equal, transformer.train().parameters(), weights))
+    assert torch.equal(saved.eval()(x), transformer.eval()(x))
+    (saved.train()(x)[:, 0] - x[:, 1]).square().mean().backward()
+    singular = torch.linalg.svdvals(saved.blocks[0].ffn.linear1.weight.grad)
+    assert 0.6 < singular.min() and singular.max() < 1.3  # the hook is back
+
+
+def test_averages_are_neither_parameters_nor_buffers(hw):
+    transformer, _ = course_transformer(hw, 1)
+    fresh = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN, depth=1)
+    assert [t.shape for t in transformer.state_dict().values()] == [t.shape for t in fresh.state_dict().values()]
+
+
+def test_gradient_hook_leaves_our_own_model_alone(hw):
+    transformer, x = hw.myTransformer(DIM, HEADS, HEAD, HIDDEN, depth=1, patch_size=None), torch.randn(4, 65, DIM)
+    transformer(x).square().mean().backward()
+    assert transformer.average is None and not any(p._backward_hooks for p in transformer.parameters())
+
+
+def test_parts_5_to_7_need_only_what_readme_names(hw):
+    """So that they can be taken into the course's template."""
+    cells = json.loads((ROOT / "DL_HW3_StudentID.ipynb").read_text(encoding="utf-8"))["cells"]
+    part, namespace = 0, {"__name__": "__main__", "myTokenization": hw.myTokenization}
+    exec("import copy, math\nimport torch\nfrom torch import nn\nfrom einops import einsum, rearrange", namespace)
+    for cell in cells:
+        source = "".join(cell["source"])
+        if heading := re.search(r"^## Part (\d)", source, re.MULTILINE):
+            part = int(heading[1])
+        if (part in (5, 6, 7) or cell["id"] == "checks") and "definitions" in cell["metadata"].get("tags", []):
+            exec(source, namespace)
+    x = torch.randn(2, 65, DIM)
+    transformer = namespace["myTransformer"](DIM, HEADS, HEAD, HIDDEN)
+    y = transformer(x)
+    y.sum().backward()
+    assert y.shape == x.shape == copy.deepcopy(transformer).eval()(x).shape
+
+
 def test_locality_leaves_the_class_token_alone(hw):
-    transformer, x = hw.myTransformer(DIM, 0, HEAD, HIDDEN), torch.randn(B, 65, DIM)
+    transformer, x = hw.myTransformer(DIM, 0, HEAD, HIDDEN, patch_size=None), torch.randn(B, 65, DIM)
     other = torch.cat([x[:, :1], torch.randn(B, 64, DIM)], dim=1)
     close(transformer(x)[:, 0], transformer(other)[:, 0])
     assert not torch.allclose(transformer(x)[:, 1:], transformer(other)[:, 1:])
@@ -259,7 +418,9 @@ REFUSED = [
      "context has shape (2, 5, 7)", "must be 6"),
     (lambda hw: hw.myLocality(0), "dim is 0", ""),
     (lambda hw: hw.myTokenization(5, 0, 3), "patch_size is 0", ""),
+    (lambda hw: hw.myTransformer(6, 3, 4, 11, patch_size=None)(torch.rand(2, 63, 6)), "x has 63 tokens", "square"),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(2, 63, 6)), "x has 63 tokens", "square"),
+    (lambda hw: hw.myTransformer(6, 3, 4, 11, patch_size=3), "patch_size is 3", "even"),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(64, 6)), "x has shape (64, 6)", "(batch, tokens, 6)"),
     (lambda hw: hw.myTransformer(6, 3, 4, 11)(torch.rand(2, 64, 7)), "x has shape (2, 64, 7)", "(batch, tokens, 6)"),
     (lambda hw: hw.myTransformer(6, -1, 4, 11), "heads is -1", ""),
