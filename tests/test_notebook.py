@@ -58,6 +58,12 @@ def test_delivered_notebook_is_executed_in_order_without_error(notebook):
     assert "NOT COMPLETE" not in printed(notebook, "export_run")
 
 
+def test_each_figure_has_a_text_for_those_who_do_not_see_it(notebook):
+    figures = [c for c in code_cells(notebook) if any("image/png" in o.get("data", ()) for o in c.outputs)]
+    assert len(figures) > 10
+    assert [c.id for c in figures if len(c.metadata.get("alt", "")) < 30] == []
+
+
 def test_delivered_verdicts_are_all_yes(notebook):
     (export,) = tagged(notebook, "export")
     verdicts = re.findall(r"(?m)^ *(yes|NO)  ", "".join(texts(export)))

@@ -1,0 +1,84 @@
+"""What the benchmarks leave out is really left out, and nothing else is."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+ARGUMENTS = dict(dim=12, heads=3, head_dim=4, mlp_dim=7)
+
+
+@pytest.fixture
+def protocol(monkeypatch):
+    """A fresh course_protocol.py: leave_out changes the classes that it has loaded."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # it loads the notebook under this name
+    spec = importlib.util.spec_from_file_location("course_protocol", ROOT / "benchmarks" / "course_protocol.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def step(model):
+    """One step of training by gradient descent; returns the parameters as they were before it."""
+    before = [p.detach().clone() for p in model.parameters()]
+    model.train()(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+    return before
+
+
+def nothing_subtracted(model):
+    x = torch.randn(2, 64, 12)
+    return torch.equal(model.transformer.retokenize.train().centred(x), x)
+
+
+def no_picture(model):
+    model(torch.rand(2, 3, 32, 32))
+    return not hasattr(model.transformer.retokenize, "to_picture")
+
+
+def nothing_hidden(model):
+    return model.transformer.retokenize.train().hide(torch.ones(20, 64, 12)).min() == 1
+
+
+def full_size(model):
+    weight = model.transformer.blocks[0].ffn.linear1.weight  # uniform, up to 1 / sqrt(12)
+    return weight.abs().max() > 0.25
+
+
+def plain_gradients(model):
+    step(model)                                              # the hooks are there from the second step on
+    model.zero_grad()
+    step(model)
+    singular = torch.linalg.svdvals(model.transformer.blocks[0].ffn.linear1.weight.grad)
+    return not 0.5 < singular.median() < 1.5
+
+
+def no_average(model):
+    step(model)
+    step(model)
+    last = [p.detach().clone() for p in model.parameters()]
+    return all(map(torch.equal, model.eval().parameters(), last))
+
+
+LEFT_OUT = dict(mean=nothing_subtracted, picture=no_picture, hiding=nothing_hidden, scale=full_size,
+                orthogonal=plain_gradients, average=no_average)
+
+
+@pytest.mark.parametrize("cause", LEFT_OUT)
+def test_each_cause_of_the_course_template_can_be_left_out_alone(protocol, cause):
+    def left_out(name):
+        torch.manual_seed(0)
+        model = protocol.myViT(**ARGUMENTS)
+        if leave_out:
+            protocol.leave_out(cause, model, ARGUMENTS)
+        return LEFT_OUT[name](model)
+
+    assert set(LEFT_OUT) == set(protocol.CAUSES)
+    leave_out = False
+    assert not left_out(cause)
+    leave_out = True
+    assert [name for name in LEFT_OUT if left_out(name)] == [cause]
