@@ -60,7 +60,7 @@ def motion_blur(x, radius, sigma, degrees):
         dx = -torch.ceil(i * torch.cos(angle) - 0.5).long()[:, None, None]
         moved = x.permute(0, 2, 3, 1)[image, (rows - dy).clamp(0, SIDE - 1), (columns - dx).clamp(0, SIDE - 1)]
         out += weight * moved.permute(0, 3, 1, 2)
-    return out
+    return (out * 255).round() / 255  # the published images were 8-bit files here
 
 
 def plasma(n, decay, random):
@@ -191,14 +191,19 @@ def elastic_transform(x, severity, random):
     x = sample(x, torch.einsum("hwi,nij->nhwj", places, back))
     if strength:
         shifts = torch.from_numpy(random.uniform(-1, 1, (n, 2, SIDE, SIDE))).float()
-        shifts = gaussian_blur(shifts, smooth * SIDE, "reflect", truncate=3) * strength * SIDE
-        x = sample(x, places[..., :2] + shifts.permute(0, 2, 3, 1))
+        radius = int(3 * smooth * SIDE + 0.5)
+        mirror = (torch.arange(-radius, SIDE + radius) + 0.5).abs()  # scipy's borders: the edge pixel comes twice
+        mirror = torch.where(mirror > SIDE, 2 * SIDE - mirror, mirror).long()
+        shifts = gaussian_blur(shifts[..., mirror, :][..., mirror], smooth * SIDE, "reflect", truncate=3)
+        shifts = shifts[..., radius:radius + SIDE, radius:radius + SIDE] * strength * SIDE
+        x = sample(x, places[..., :2] + shifts.permute(0, 2, 3, 1), twice=True)
     return x
 
 
-def sample(x, places):
-    """x (n, c, h, w) at places (n, h, w, 2), as (column, row), bilinearly, reflected at the borders."""
-    return F.grid_sample(x, 2 * places / (SIDE - 1) - 1, mode="bilinear", padding_mode="reflection", align_corners=True)
+def sample(x, places, twice=False):
+    """x (n, c, h, w) at places (n, h, w, 2), as (column, row), bilinearly, reflected with the edge once or twice."""
+    places = (2 * places + 1) / SIDE - 1 if twice else 2 * places / (SIDE - 1) - 1
+    return F.grid_sample(x, places, mode="bilinear", padding_mode="reflection", align_corners=not twice)
 
 
 def one_by_one(change):

@@ -75,7 +75,7 @@ def leave_out(cause: str, model: nn.Module, arguments: dict) -> None:
         hw.myRetokenization.centred = lambda self, x: x
     elif cause == "picture":
         model.transformer = hw.myTransformer(*arguments.values(), depth=5)
-        model.transformer.retokenize = Centring(arguments["dim"], 4)
+        model.transformer.blocks.retokenize = Centring(arguments["dim"], 4)
     elif cause == "hiding":
         hw.myRetokenization.hide = lambda self, x: x
     elif cause == "scale":

@@ -32,20 +32,20 @@ def step(model):
 
 def nothing_subtracted(model):
     x = torch.randn(2, 64, 12)
-    return torch.equal(model.transformer.retokenize.train().centred(x), x)
+    return torch.equal(model.transformer.blocks.retokenize.train().centred(x), x)
 
 
 def no_picture(model):
     model(torch.rand(2, 3, 32, 32))
-    return not hasattr(model.transformer.retokenize, "to_picture")
+    return not hasattr(model.transformer.blocks.retokenize, "to_picture")
 
 
 def nothing_hidden(model):
-    return model.transformer.retokenize.train().hide(torch.ones(20, 64, 12)).min() == 1
+    return model.transformer.blocks.retokenize.train().hide(torch.ones(20, 64, 12)).min() == 1
 
 
 def full_size(model):
-    weight = model.transformer.blocks[0].ffn.linear1.weight  # uniform, up to 1 / sqrt(12)
+    weight = model.transformer.blocks.blocks[0].ffn.linear1.weight  # uniform, up to 1 / sqrt(12)
     return weight.abs().max() > 0.25
 
 
@@ -53,7 +53,7 @@ def plain_gradients(model):
     step(model)                                              # the hooks are there from the second step on
     model.zero_grad()
     step(model)
-    singular = torch.linalg.svdvals(model.transformer.blocks[0].ffn.linear1.weight.grad)
+    singular = torch.linalg.svdvals(model.transformer.blocks.blocks[0].ffn.linear1.weight.grad)
     return not 0.5 < singular.median() < 1.5
 
 
