@@ -468,6 +468,14 @@ def test_muon_matches_torchs(hw, shape):
         assert (moved[0] - moved[1]).norm() < 0.03 * moved[1].norm()  # torch's works in bfloat16
 
 
+def test_gradients_lie_in_memory_as_tokens_do(hw):
+    model, layouts = hw.myViT(**TINY), []
+    for stage in model.stages:
+        stage[1].register_full_backward_hook(lambda module, inner, outer: layouts.extend((*inner, *outer)))
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert len(layouts) == 4 and all(gradient.is_contiguous() for gradient in layouts)
+
+
 def test_the_optimizers_share_all_parameters(hw):
     model = hw.myViT(**TINY)
     muon, adamw = hw.make_optimizers(model, hw.Hyperparameters())

@@ -233,12 +233,36 @@ def test_write_atomically_keeps_the_old_file_when_writing_fails(hw, tmp_path):
     assert path.read_bytes() == b"old" and checkpoints(tmp_path) == ["file"]
 
 
+# pictures that grow
+
+def test_pictures_grow_in_equal_parts_of_the_training(hw, tmp_path, monkeypatch):
+    seen = []
+
+    def shrink(x, side):
+        seen.append(side)
+        return whole_shrink(x, side)
+
+    whole_shrink = hw.shrink
+    monkeypatch.setattr(hw, "shrink", shrink)
+    tiny.train(hw, tmp_path, tiny.hyperparameters(hw, epochs=4, sides=(16, 32)))
+    assert seen == [16] * 2 * tiny.STEPS + [32] * 2 * tiny.STEPS
+
+
+def test_shrink_keeps_colours_and_places(hw):
+    x = torch.zeros(2, 3, 32, 32)
+    x[0, 1, :16] = 1                                     # the upper half is green
+    small = hw.shrink(x, 24)
+    assert small.shape == (2, 3, 24, 24) and small.min() >= 0 and small.max() <= 1
+    torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)))
+    assert (small[0, 1, :11] > 0.99).all() and (small[0, 1, 13:] < 0.01).all()
+    assert hw.shrink(x, 32) is x
+
+
 # evaluation
 
 def test_predict_is_in_eval_mode_and_restores_the_mode(hw, sample):
     model, images = hw.myViT(**tiny.MODEL), torch.from_numpy(sample[2])
-    with torch.no_grad():
-        model(torch.rand(8, 3, 32, 32))  # moves BatchNorm's averages away from where they start
+    model.head.insert(0, torch.nn.Dropout(0.5))  # something that depends on the mode
     logits = hw.predict(model, images, batch_size=7)
     assert model.training and not logits.requires_grad
     torch.testing.assert_close(logits, hw.predict(model, images))
