@@ -1,4 +1,4 @@
-"""Milliseconds of one training step, with and without what the notebook does to speed it up on a CPU.
+"""Milliseconds of one training step, with and without what the notebook does to speed it up.
 
     python benchmarks/step_time.py
 
@@ -12,15 +12,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = {  # name: (malloc keeps memory, bfloat16, optimizer)
-    "as in the notebook": (True, False, "Muon"),
-    "malloc as it comes": (False, False, "Muon"),
-    "torch.optim.Muon": (True, False, "torch.optim.Muon"),
-    "bfloat16 autocast": (True, True, "Muon"),
+VARIANTS = {  # name: what differs
+    "as in the notebook, 32 x 32 pixels": dict(),
+    "24 x 24 pixels": dict(side=24),
+    "20 x 20 pixels": dict(side=20),
+    "gradients in any order in memory": dict(place_by_place=False),
+    "malloc as it comes": dict(keep=False),
+    "torch.optim.Muon": dict(optimizer="torch.optim.Muon"),
+    "bfloat16 autocast": dict(bfloat16=True),
 }
 
 
-def measure(keep: bool, bfloat16: bool, optimizer: str, steps: int = 25) -> float:
+def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=False, steps=25) -> float:
     sys.path.insert(0, str(ROOT))
     from run import load_definitions
 
@@ -28,12 +31,14 @@ def measure(keep: bool, bfloat16: bool, optimizer: str, steps: int = 25) -> floa
     torch, h = hw.torch, hw.Hyperparameters()
     if keep:
         hw.keep_freed_memory()
+    if not place_by_place:
+        hw.place_by_place = lambda gradient: gradient
     torch.manual_seed(0)
     model = hw.myViT().to(memory_format=torch.channels_last)
     optimizers = hw.make_optimizers(model, h)
     if optimizer == "torch.optim.Muon":
         optimizers[0] = torch.optim.Muon([p for p in model.stages.parameters() if p.ndim == 2], lr=h.muon_lr)
-    x = hw.to_input(torch.randint(0, 256, (128, 32, 32, 3), dtype=torch.uint8), torch.device("cpu"))
+    x = hw.to_input(torch.randint(0, 256, (128, side, side, 3), dtype=torch.uint8), torch.device("cpu"))
     y = torch.randint(0, 10, (128,))
     seconds = []
     for _ in range(3 * steps):
@@ -53,9 +58,9 @@ def measure(keep: bool, bfloat16: bool, optimizer: str, steps: int = 25) -> floa
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(measure(*VARIANTS[sys.argv[1]]))
+        print(measure(**VARIANTS[sys.argv[1]]))
     else:
-        print(f"{'variant':22} {'ms a step':>10}")
+        print(f"{'variant':36} {'ms a step':>10}")
         for name in VARIANTS:
             out = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
-            print(f"{name:22} {float(out.stdout):10.0f}", flush=True)
+            print(f"{name:36} {float(out.stdout):10.0f}", flush=True)
