@@ -4,8 +4,7 @@
 
 Same images, augmentation, schedule and running average of weights, for each optimizer that suits a network: SGD as
 ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the notebook's Muon
-with AdamW, at rates tuned for ours. Networks that take pictures of any size are trained on growing ones, as the
-notebook does. CCT's dropout and stochastic depth are left out. With --seconds each network trains
+with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With --seconds each network trains
 for as many epochs as fit into that time (without evaluation). Only a run's last epoch is a result: before it the rates
 are not annealed. Appends a row an epoch to benchmarks/peers.csv.
 """
@@ -156,11 +155,11 @@ OPTIMIZERS = {  # name: (make, peak rates)
     "AdamW": (lambda m: [torch.optim.AdamW(m.parameters(), weight_decay=0.03)], (1e-3, 0)),
     "Muon": (lambda m: [hw.Muon(split(m)[0], 0.02), torch.optim.AdamW(split(m)[1], weight_decay=0)], (0.02, 2e-3)),
 }
-NETWORKS = {  # name: (make, optimizers that suit it, whether it takes pictures of any size)
-    "ours": (hw.myViT, ["Muon", "AdamW"], True),
-    "ResNet-20": (lambda: Normalized(resnet20()), ["SGD", "AdamW"], True),
-    "CCT-2/3x2": (lambda: Normalized(CCT()), ["AdamW", "Muon"], False),
-    "template-ViT": (PlainViT, ["AdamW", "Muon"], False),
+NETWORKS = {  # name: (make, optimizers that suit it)
+    "ours": (hw.myViT, ["Muon", "AdamW"]),
+    "ResNet-20": (lambda: Normalized(resnet20()), ["SGD", "AdamW"]),
+    "CCT-2/3x2": (lambda: Normalized(CCT()), ["AdamW", "Muon"]),
+    "template-ViT": (PlainViT, ["AdamW", "Muon"]),
 }
 
 
@@ -171,15 +170,13 @@ def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
     make_optimizer, (first, second) = OPTIMIZERS[optimizer]
     images, labels = train_set
     h, autocast = replace(h, muon_lr=first, adamw_lr=second), hw.bfloat16_pays(hw.DEVICE)
-    if seconds:  # how many epochs fit: by the time of short ones, one of each size of pictures
-        probe, short = copy.deepcopy(model), replace(h, epochs=len(h.sides))
-        for _ in range(2):  # the first ones warm up
+    if seconds:  # how many epochs fit: by the time of a short one
+        probe = copy.deepcopy(model)
+        for _ in range(2):  # the first one warms up
             start = time.perf_counter()
-            for epoch in range(1, short.epochs + 1):
-                hw.train_epoch(probe, copy.deepcopy(probe), make_optimizer(probe), images[:5000], labels[:5000],
-                               torch.zeros(5000, dtype=torch.bool), epoch, short, torch.Generator(), autocast)
-        an_epoch = (time.perf_counter() - start) / short.epochs * len(images) / 5000
-        h = replace(h, epochs=max(1, round(seconds / an_epoch)))
+            hw.train_epoch(probe, copy.deepcopy(probe), make_optimizer(probe), images[:5000], labels[:5000],
+                           torch.zeros(5000, dtype=torch.bool), 1, replace(h, epochs=1), torch.Generator(), autocast)
+        h = replace(h, epochs=max(1, round(seconds / ((time.perf_counter() - start) * len(images) / 5000))))
     generator = torch.Generator().manual_seed(seed)
     mirror = torch.rand(len(images), generator=generator) < 0.5
     averaged, optimizers, spent = copy.deepcopy(model).eval(), make_optimizer(model), 0.0
@@ -207,14 +204,13 @@ def main() -> None:
         if new:
             rows.writeheader()
         for name in a.only:
-            make, optimizers, any_size = NETWORKS[name]
+            make, optimizers = NETWORKS[name]
             numbers = sum(p.numel() for p in make().parameters())
             for optimizer in optimizers:
                 print(f"\n{name}, {numbers:,} parameters, {optimizer}")
                 run = time.strftime("%Y%m%dT%H%M%S")
                 sets = ((images[i], labels[i]) for i in (kept, held))
-                recipe = h if any_size else replace(h, sides=(32,))
-                for epochs, epoch, seconds, held_out in train(make, optimizer, recipe, a.seed, *sets, a.seconds):
+                for epochs, epoch, seconds, held_out in train(make, optimizer, h, a.seed, *sets, a.seconds):
                     rows.writerow(dict(
                         run=run, network=name, parameters=numbers, optimizer=optimizer, rates=OPTIMIZERS[optimizer][1],
                         seed=a.seed, budget=a.seconds, epochs=epochs, epoch=epoch, seconds=round(seconds, 1),

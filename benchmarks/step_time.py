@@ -1,4 +1,4 @@
-"""Milliseconds of one training step, with and without what the notebook does to speed it up.
+"""Milliseconds of one training step, with and without what the notebook does to speed it up on a CPU.
 
     python benchmarks/step_time.py
 
