@@ -4,8 +4,8 @@
 
 The 15 corruptions of CIFAR-10-C in five severities, made anew (benchmarks/corruptions.py), then everyday changes: JPEG,
 brightness, contrast, rotation, scale, and pictures that came from 24 or 64 pixels through other filters. Made from the
-test images or, to make choices on, from the held-out ones. Prints a table, and adds one row a condition to
-benchmarks/shift.csv.
+test images or, to make choices on, from the held-out ones. FILE.pt is a submission or a file of checkpoints/. Prints a
+table, and adds one row a condition to benchmarks/shift.csv.
 """
 
 import argparse
@@ -89,6 +89,7 @@ def main() -> None:
     chosen = torch.arange(number) * len(test_images) // number
     test_images, test_labels = test_images[chosen], test_labels[chosen]
     models = {os.path.relpath(file, ROOT): torch.load(file) for file in a.files}
+    models = {name: hw.unpack(*m["packed"]) if isinstance(m, dict) else m for name, m in models.items()}
     rows = []
     for kind, name, severity, changed in conditions(test_images):
         for file, model in models.items():

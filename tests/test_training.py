@@ -258,6 +258,84 @@ def test_shrink_keeps_colours_and_places(hw):
     assert hw.shrink(x, 32) is x
 
 
+# pictures that are spoilt, and weights half-way
+
+def spoilt(hw, x, share, seed=0, **options):
+    return hw.spoil(x, share, torch.Generator().manual_seed(seed), **options)
+
+
+def test_spoil_changes_the_share_asked_for_and_nothing_else(hw):
+    x = torch.rand(1000, 3, 16, 16)
+    before = x.clone()
+    for share in (0, 0.3, 1):
+        changed = (spoilt(hw, x, share) != x).flatten(1).any(1).double().mean().item()
+        assert changed == pytest.approx(share, abs=0.05)
+    assert torch.equal(x, before)
+    assert torch.equal(spoilt(hw, x, 0.5), spoilt(hw, x, 0.5))
+    assert not torch.equal(spoilt(hw, x, 0.5), spoilt(hw, x, 0.5, seed=1))
+    for n in (1, 2):  # none may be noisy, or none smeared
+        assert all(spoilt(hw, x[:n], 0.5, seed=seed).shape == (n, 3, 16, 16) for seed in range(20))
+    with pytest.raises(ValueError, match=r"share is 1\.5; it must be 0 to 1"):
+        spoilt(hw, x, 1.5)
+
+
+def test_spoil_adds_noise_to_half_and_smears_half(hw):
+    grey = torch.full((1000, 3, 16, 16), 0.5)  # smearing does not change it
+    out = spoilt(hw, grey, 1)
+    noise = (out - grey)[((out - grey).abs() > 1e-5).flatten(1).any(1)]
+    assert 0.45 < len(noise) / 1000 < 0.55
+    assert out.min() >= 0 and out.max() <= 1 and noise.mean().abs() < 0.002
+    few = (noise.abs() < 1e-5).flatten(1).double().mean(1) > 0.5
+    assert 0.4 < few.double().mean() < 0.6
+    assert 0.08 < noise[~few].abs().amax() <= 0.2 < noise[few].abs().amax()
+    assert torch.equal(spoilt(hw, grey, 1, most=0).round(decimals=4), grey)
+
+
+def test_smearing_averages_each_channel_with_its_neighbours(hw):
+    x = torch.zeros(300, 3, 17, 17)
+    x[:, 1, 8, 8] = 1
+    out = spoilt(hw, x, 1, most=0)
+    assert not out[:, [0, 2]].any()
+    torch.testing.assert_close(out.sum((1, 2, 3)), torch.ones(300))
+    assert out.min() >= 0 and not out[:, 1, :6].any() and not out[:, 1, :, 11:].any()
+    smeared = out[out[:, 1, 8, 8] < 0.99, 1, 8, 8]
+    assert 0.4 < len(smeared) / 300 < 0.6 and smeared.unique().numel() == len(smeared)
+
+
+@pytest.mark.parametrize("share, times", [(0.0, 0), (0.5, 3 * tiny.STEPS)])
+def test_training_spoils_the_share_it_is_told(hw, tmp_path, monkeypatch, share, times):
+    seen = []
+    whole_spoil = hw.spoil
+    monkeypatch.setattr(hw, "spoil", lambda x, s, generator: seen.append(s) or whole_spoil(x, s, generator))
+    tiny.train(hw, tmp_path, tiny.hyperparameters(hw, spoilt=share))
+    assert seen == [share] * times
+
+
+def test_between_goes_the_share_of_the_way(hw):
+    one, other = (hw.myViT(**tiny.MODEL) for _ in range(2))
+    with torch.no_grad():
+        other(torch.rand(8, 3, 32, 32))  # moves BatchNorm's statistics
+    before = [t.clone() for t in one.state_dict().values()]
+    for share in (0, 0.25, 1):
+        between = hw.between(one, other, share).state_dict()
+        for name, value in between.items():
+            a, b = one.state_dict()[name], other.state_dict()[name]
+            torch.testing.assert_close(value, a + share * (b - a) if value.is_floating_point() else a)
+    assert all(map(torch.equal, one.state_dict().values(), before))
+
+
+def test_trained_on_leaves_the_model_alone_and_starts_from_it(hw, sample, tmp_path):
+    data = tuple(map(torch.from_numpy, sample[:2]))
+    models = [hw.myViT(**tiny.MODEL) for _ in range(2)]
+    before = [t.clone() for t in models[0].state_dict().values()]
+    still = tiny.hyperparameters(hw, epochs=1, muon_lr=0.0, adamw_lr=0.0)
+    for model in models:
+        after, _ = hw.trained_on(model, data, data, still, folder=tmp_path, device=torch.device("cpu"))
+        torch.testing.assert_close(dict(after.named_parameters()), dict(model.named_parameters()))
+    assert len(checkpoints(tmp_path)) == 2  # none takes the other's
+    assert all(map(torch.equal, models[0].state_dict().values(), before))
+
+
 # evaluation
 
 def test_predict_is_in_eval_mode_and_restores_the_mode(hw, sample):
