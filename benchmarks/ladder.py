@@ -1,9 +1,9 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--seed 0] [--images 45000] [--note TEXT] [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--seed 0] [--images N] [--test] [--note TEXT] [NAME=VALUE ...]
 
 NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 heads=(0,2). The
-test images are not touched. A run that was cut short is resumed by the same command.
+test images are not touched without --test. A run that was cut short is resumed by the same command.
 """
 
 import argparse
@@ -18,37 +18,40 @@ sys.path.insert(0, str(ROOT))
 from run import load_definitions, setting  # noqa: E402
 
 RUNS = ROOT / "benchmarks" / "runs.csv"
-COLUMNS = ["settings", "seed", "images", "epochs", "seconds", "held_out", "test", "machine", "note"]
+COLUMNS = ["dataset", "settings", "seed", "images", "epochs", "seconds", "held_out", "test", "machine", "note"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
+    parser.add_argument("--dataset", default="CIFAR10")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=45_000)
+    parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
+    parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
     parser.add_argument("--note", default="")
     parser.add_argument("--machine", default="2 cores AMD EPYC Zen 3, float32")
     a = parser.parse_args()
 
-    hw = load_definitions(DATA_DIR=str(ROOT / "data"))
+    hw = load_definitions(DATA_DIR=str(ROOT / "data"), DATASET=a.dataset)
     names = {f.name for f in fields(hw.Hyperparameters)}
     settings = dict(a.settings)
-    h = hw.Hyperparameters(**{name: value for name, value in settings.items() if name in names})
-    images, labels, _, _ = hw.load_cifar10()
+    h = hw.Hyperparameters(**{"mirror": hw.MIRRORED} | {n: value for n, value in settings.items() if n in names})
+    (images, labels, *test_set), classes = hw.load_dataset()
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
     kept = kept[:a.images]
     hw.torch.manual_seed(a.seed)
-    model = hw.myViT(**{name: value for name, value in settings.items() if name not in names})
-    _, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
+    model = hw.myViT(len(classes), **{name: value for name, value in settings.items() if name not in names})
+    trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
                           folder=ROOT / "checkpoints" / "ladder", retrain=False)
+    test = round(hw.accuracy(hw.predict(trained, test_set[0]), test_set[1]), 2) if a.test else ""
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             rows.writeheader()
         rows.writerow(dict(
-            settings=json.dumps(settings), seed=a.seed, images=len(kept), epochs=h.epochs,
-            seconds=round(sum(e["seconds"] for e in history)), held_out=round(history[-1]["held_out"], 2), test="",
+            dataset=a.dataset, settings=json.dumps(settings), seed=a.seed, images=len(kept), epochs=h.epochs,
+            seconds=round(sum(e["seconds"] for e in history)), held_out=round(history[-1]["held_out"], 2), test=test,
             machine=a.machine, note=a.note))
 
 
