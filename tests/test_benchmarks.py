@@ -1,5 +1,6 @@
 """What the benchmarks leave out is really left out, and nothing else is."""
 
+import importlib
 import importlib.util
 import sys
 
@@ -82,3 +83,41 @@ def test_each_cause_of_the_course_template_can_be_left_out_alone(protocol, cause
     assert not left_out(cause)
     leave_out = True
     assert [name for name in LEFT_OUT if left_out(name)] == [cause]
+
+
+@pytest.fixture
+def ablations(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("ablations")
+
+
+def kinds(model):
+    return {type(module).__name__ for module in model.modules()}
+
+
+def test_each_ablated_network_lacks_its_part_alone(ablations):
+    makes = {part: make for part, (make, optimizer, changed) in ablations.PARTS.items()}
+    whole = kinds(makes["nothing"]())
+    lost = {part: whole - kinds(make()) for part, make in makes.items()}
+    assert lost["attention"] == lost["attention, a wider FFN instead"] == {"myMultiHeadAttention"}
+    assert lost["locality"] == {"myLocality"}
+    assert lost["stem"] == {"BatchNorm2d", "ReLU"}  # convolutions are in locality, too
+    merging = makes["merging, pooling instead"]()
+    assert type(merging.stages[1][0]).__name__ == "PooledTokenization"
+    sizes = {part: sum(p.numel() for p in make().parameters()) for part, make in makes.items()}
+    assert abs(sizes["attention, a wider FFN instead"] - sizes["nothing"]) < 300 < sizes["nothing"] - sizes["attention"]
+
+
+@pytest.mark.parametrize("side", [24, 32])
+def test_ablated_networks_take_pictures_of_both_sizes(ablations, side):
+    for make, _, _ in ablations.PARTS.values():
+        assert make()(torch.rand(2, 3, side, side)).shape == (2, 10)
+
+
+def test_ablated_trainings_differ_from_the_recipe_in_one_thing(ablations):
+    recipe = vars(ablations.hw.Hyperparameters())
+    changes = [(part, optimizer, changed) for part, (make, optimizer, changed) in ablations.PARTS.items()
+               if make is ablations.hw.myViT and part != "nothing"]
+    for _, optimizer, changed in changes:
+        assert (optimizer != "Muon") + len(changed) == 1
+        assert all(recipe[name] != value for name, value in changed.items())
