@@ -42,7 +42,7 @@ def main() -> None:
     hw.torch.manual_seed(a.seed)
     model = hw.myViT(len(classes), **{name: value for name, value in settings.items() if name not in names})
     trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
-                          folder=ROOT / "checkpoints" / "ladder", retrain=False)
+                                folder=ROOT / "checkpoints" / "ladder", retrain=False)
     test = round(hw.accuracy(hw.predict(trained, test_set[0]), test_set[1]), 2) if a.test else ""
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
