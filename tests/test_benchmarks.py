@@ -104,6 +104,8 @@ def test_each_ablated_network_lacks_its_part_alone(ablations):
     assert lost["stem"] == {"BatchNorm2d", "ReLU"}  # convolutions are in locality, too
     merging = makes["merging, pooling instead"]()
     assert type(merging.stages[1][0]).__name__ == "PooledTokenization"
+    tokens = merging.stages[1][0](torch.rand(2, 64, 16, 16))
+    assert tokens.shape == makes["nothing"]().stages[1][0](torch.rand(2, 64, 16, 16)).shape
     sizes = {part: sum(p.numel() for p in make().parameters()) for part, make in makes.items()}
     assert abs(sizes["attention, a wider FFN instead"] - sizes["nothing"]) < 300 < sizes["nothing"] - sizes["attention"]
 
