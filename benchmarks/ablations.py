@@ -87,7 +87,7 @@ def main() -> None:
             for part in a.only:
                 make, optimizer, changed = PARTS[part]
                 h = hw.Hyperparameters(epochs=a.epochs, sides=(24, 24, 32), **changed)
-                *_, (_, _, seconds, held_out) = train(make, optimizer, h, seed, train_set, held_out_set, None)
+                *_, (_, _, seconds, held_out, _) = train(make, optimizer, h, seed, train_set, held_out_set, None)
                 rows.writerow(dict(
                     without=part, parameters=sum(p.numel() for p in make().parameters()), optimizer=optimizer,
                     seed=seed, epochs=a.epochs, seconds=round(seconds), held_out=round(held_out, 2)))

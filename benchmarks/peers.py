@@ -6,7 +6,8 @@ Same images, augmentation, schedule and running average of weights, for each opt
 ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the notebook's Muon
 with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With --seconds each network trains
 for as many epochs as fit into that time (without evaluation). Only a run's last epoch is a result: before it the rates
-are not annealed. Appends a row an epoch to benchmarks/peers.csv.
+are not annealed. Appends a row an epoch to benchmarks/peers.csv; leaves the weights in checkpoints/ladder/peer-*.pt,
+where shift.py finds them.
 """
 
 import argparse
@@ -164,7 +165,7 @@ NETWORKS = {  # name: (make, optimizers that suit it)
 
 
 def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
-    """Yield (epochs, epoch, seconds so far, held-out accuracy in per cent) after each epoch."""
+    """Yield (epochs, epoch, seconds so far, held-out accuracy in per cent, averaged model) after each epoch."""
     torch.manual_seed(seed)
     model = make().to(hw.DEVICE, memory_format=torch.channels_last)
     make_optimizer, (first, second) = OPTIMIZERS[optimizer]
@@ -184,7 +185,14 @@ def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
         start = time.perf_counter()
         hw.train_epoch(model, averaged, optimizers, images, labels, mirror, epoch, h, generator, autocast)
         spent += time.perf_counter() - start
-        yield h.epochs, epoch, spent, hw.accuracy(hw.predict(averaged, held_out_set[0]), held_out_set[1])
+        yield h.epochs, epoch, spent, hw.accuracy(hw.predict(averaged, held_out_set[0]), held_out_set[1]), averaged
+
+
+def load(file: dict) -> nn.Module:
+    """The network that main saved."""
+    model = NETWORKS[file["network"]][0]()
+    model.load_state_dict(file["weights"])
+    return model.eval()
 
 
 def main() -> None:
@@ -210,12 +218,15 @@ def main() -> None:
                 print(f"\n{name}, {numbers:,} parameters, {optimizer}")
                 run = time.strftime("%Y%m%dT%H%M%S")
                 sets = ((images[i], labels[i]) for i in (kept, held))
-                for epochs, epoch, seconds, held_out in train(make, optimizer, h, a.seed, *sets, a.seconds):
+                for epochs, epoch, seconds, held_out, model in train(make, optimizer, h, a.seed, *sets, a.seconds):
                     rows.writerow(dict(
                         run=run, network=name, parameters=numbers, optimizer=optimizer, rates=OPTIMIZERS[optimizer][1],
                         seed=a.seed, budget=a.seconds, epochs=epochs, epoch=epoch, seconds=round(seconds, 1),
                         held_out=round(held_out, 2)))
                     print(f"{epoch:3d} of {epochs}  {seconds:7.1f} s  {held_out:6.2f} %", flush=True)
+                    hw.save_with_torch(
+                        dict(network=name, weights={key: value.cpu() for key, value in model.state_dict().items()}),
+                        ROOT / "checkpoints" / "ladder" / f"peer-{name.replace('/', '-')}-{optimizer}.pt")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 The 15 corruptions of CIFAR-10-C in five severities, made anew (benchmarks/corruptions.py), then everyday changes: JPEG,
 brightness, contrast, rotation, scale, and pictures that came from 24 or 64 pixels through other filters. Made from the
-test images or, to make choices on, from the held-out ones. FILE.pt is a submission or a file of checkpoints/. Prints a
-table, and adds one row a condition to benchmarks/shift.csv.
+test images or, to make choices on, from the held-out ones. FILE.pt is a submission, a file of checkpoints/, or what
+peers.py has left there of another network. Prints a table, and adds one row a condition to benchmarks/shift.csv.
 """
 
 import argparse
@@ -71,6 +71,16 @@ def conditions(images):
         yield "everyday", name, 0, torch.from_numpy(np.stack(changed))
 
 
+def load(hw, file):
+    """The model in a file: a module itself, weights packed by the notebook, or those of peers.py."""
+    if not isinstance(file, dict):
+        return file
+    if "packed" in file:
+        return hw.unpack(*file["packed"])
+    import peers  # loads the notebook once more, so only where it is needed
+    return peers.load(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, default=[ROOT / "StudentID_submission.pt"])
@@ -88,8 +98,7 @@ def main() -> None:
     number = min(a.images, len(test_images))
     chosen = torch.arange(number) * len(test_images) // number
     test_images, test_labels = test_images[chosen], test_labels[chosen]
-    models = {os.path.relpath(file, ROOT): torch.load(file) for file in a.files}
-    models = {name: hw.unpack(*m["packed"]) if isinstance(m, dict) else m for name, m in models.items()}
+    models = {os.path.relpath(file, ROOT): load(hw, torch.load(file)) for file in a.files}
     rows = []
     for kind, name, severity, changed in conditions(test_images):
         for file, model in models.items():

@@ -1,5 +1,6 @@
 """What the benchmarks leave out is really left out, and nothing else is."""
 
+import csv
 import importlib
 import importlib.util
 import sys
@@ -123,3 +124,26 @@ def test_ablated_trainings_differ_from_the_recipe_in_one_thing(ablations):
     for _, optimizer, changed in changes:
         assert (optimizer != "Muon") + len(changed) == 1
         assert all(recipe[name] != value for name, value in changed.items())
+
+
+@pytest.mark.parametrize("network", ["ResNet-20", "CCT-2/3x2", "template-ViT"])
+def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path, sample, network):
+    peers, shift = sys.modules["peers"], importlib.import_module("shift")
+    images, labels, test_images, test_labels = (torch.from_numpy(array) for array in sample)
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers.hw, "load_cifar10", lambda: (images, labels, test_images, test_labels))
+    monkeypatch.setattr(peers.hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--epochs", "2", "--only", network])
+    peers.main()
+    rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
+    optimizers = peers.NETWORKS[network][1]
+    assert [(r["optimizer"], r["epoch"]) for r in rows] == [(o, e) for o in optimizers for e in "12"]
+    for optimizer, row in zip(optimizers, rows[1::2]):
+        file = tmp_path / "checkpoints" / "ladder" / f"peer-{network.replace('/', '-')}-{optimizer}.pt"
+        saved = torch.load(file)
+        model = shift.load(peers.hw, saved)
+        assert all(torch.equal(value, saved["weights"][key]) for key, value in model.state_dict().items())
+        predictions = peers.hw.predict(model, images[40:])
+        assert peers.hw.accuracy(predictions, labels[40:]) == pytest.approx(float(row["held_out"]), abs=0.01)
+        assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
