@@ -1,6 +1,6 @@
 """Other small networks and ours, trained alike: held-out accuracy against epochs and against seconds.
 
-    python benchmarks/peers.py [--epochs 8 | --seconds 900] [--only NAME ...] [--seed 0]
+    python benchmarks/peers.py [--epochs 8 | --seconds 900] [--only NAME ...] [--optimizers NAME ...] [--seed 0]
 
 Same images, augmentation, schedule and running average of weights, for each optimizer that suits a network: SGD as
 ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the notebook's Muon
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     images, labels, _, _ = hw.load_cifar10()
@@ -214,7 +215,7 @@ def main() -> None:
         for name in a.only:
             make, optimizers = NETWORKS[name]
             numbers = sum(p.numel() for p in make().parameters())
-            for optimizer in optimizers:
+            for optimizer in (o for o in optimizers if o in a.optimizers):
                 print(f"\n{name}, {numbers:,} parameters, {optimizer}")
                 run = time.strftime("%Y%m%dT%H%M%S")
                 sets = ((images[i], labels[i]) for i in (kept, held))
