@@ -143,7 +143,13 @@ def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path
         file = tmp_path / "checkpoints" / "ladder" / f"peer-{network.replace('/', '-')}-{optimizer}.pt"
         saved = torch.load(file)
         model = shift.load(peers.hw, saved)
+        assert not model.training
         assert all(torch.equal(value, saved["weights"][key]) for key, value in model.state_dict().items())
         predictions = peers.hw.predict(model, images[40:])
         assert peers.hw.accuracy(predictions, labels[40:]) == pytest.approx(float(row["held_out"]), abs=0.01)
         assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--optimizers", optimizers[1]])
+    peers.main()  # adds its rows to those that are there
+    rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
+    assert [r["optimizer"] for r in rows[4:]] == [optimizers[1]] * 2
