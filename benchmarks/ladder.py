@@ -1,11 +1,9 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--seed 0] [--images N] [--teacher FILE] [--test] [--note TEXT]
-                                [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--seed 0] [--images N] [--test] [--note TEXT] [NAME=VALUE ...]
 
-NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 heads=(0,2). A
-teacher is a file of checkpoints/ whose answers decide the share `taught` of the loss. The test images are not touched
-without --test. A run that was cut short is resumed by the same command.
+NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 heads=(0,2). The
+test images are not touched without --test. A run that was cut short is resumed by the same command.
 """
 
 import argparse
@@ -29,7 +27,6 @@ def main() -> None:
     parser.add_argument("--dataset", default="CIFAR10")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
-    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
     parser.add_argument("--note", default="")
     parser.add_argument("--machine", default="2 cores AMD EPYC Zen 3, float32")
@@ -43,13 +40,10 @@ def main() -> None:
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
     kept = kept[:a.images]
     hw.torch.manual_seed(a.seed)
-    teacher = hw.unpack(*hw.torch.load(a.teacher, weights_only=True)["packed"]) if a.teacher else None
     model = hw.myViT(len(classes), **{name: value for name, value in settings.items() if name not in names})
     trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
-                                folder=ROOT / "checkpoints" / "ladder", retrain=False, teacher=teacher)
+                                folder=ROOT / "checkpoints" / "ladder", retrain=False)
     test = round(hw.accuracy(hw.predict(trained, test_set[0]), test_set[1]), 2) if a.test else ""
-    if teacher:
-        settings["teacher"] = a.teacher.name
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
