@@ -1,9 +1,11 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--seed 0] [--images N] [--test] [--note TEXT] [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--coarse] [--teacher FILE] [--seed 0] [--images N] [--test]
+                                [--note TEXT] [NAME=VALUE ...]
 
-NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 heads=(0,2). The
-test images are not touched without --test. A run that was cut short is resumed by the same command.
+NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 dim_head=8. With
+--coarse the network is that of the notebook's teacher. FILE is one of checkpoints/; its answers make the share `taught`
+of the loss. The test images are not touched without --test. A run that was cut short is resumed by the same command.
 """
 
 import argparse
@@ -18,18 +20,21 @@ sys.path.insert(0, str(ROOT))
 from run import load_definitions, setting  # noqa: E402
 
 RUNS = ROOT / "benchmarks" / "runs.csv"
-COLUMNS = ["dataset", "settings", "seed", "images", "epochs", "seconds", "held_out", "test", "machine", "note"]
+COLUMNS = ["dataset", "network", "settings", "seed", "images", "epochs", "seconds", "held_out", "test", "machine",
+           "note"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
     parser.add_argument("--dataset", default="CIFAR10")
+    parser.add_argument("--coarse", action="store_true")
+    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
     parser.add_argument("--note", default="")
-    parser.add_argument("--machine", default="2 cores AMD EPYC Zen 3, float32")
+    parser.add_argument("--machine", required=True, help="for the log: cores, processor, number format")
     a = parser.parse_args()
 
     hw = load_definitions(DATA_DIR=str(ROOT / "data"), DATASET=a.dataset)
@@ -40,19 +45,22 @@ def main() -> None:
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
     kept = kept[:a.images]
     hw.torch.manual_seed(a.seed)
-    model = hw.myViT(len(classes), **{name: value for name, value in settings.items() if name not in names})
+    teacher = hw.unpack(*hw.torch.load(a.teacher, weights_only=True)["packed"]) if a.teacher else None
+    network = (hw.COARSE if a.coarse else {}) | {n: value for n, value in settings.items() if n not in names}
+    model = hw.myViT(len(classes), **network)
     trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
-                                folder=ROOT / "checkpoints" / "ladder", retrain=False)
+                                folder=ROOT / "checkpoints" / "ladder", retrain=False, teacher=teacher)
     test = round(hw.accuracy(hw.predict(trained, test_set[0]), test_set[1]), 2) if a.test else ""
+    settings |= dict(teacher=a.teacher.name) if a.teacher else {}
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             rows.writeheader()
         rows.writerow(dict(
-            dataset=a.dataset, settings=json.dumps(settings), seed=a.seed, images=len(kept), epochs=h.epochs,
-            seconds=round(sum(e["seconds"] for e in history)), held_out=round(history[-1]["held_out"], 2), test=test,
-            machine=a.machine, note=a.note))
+            dataset=a.dataset, network="coarse" if a.coarse else "ours", settings=json.dumps(settings), seed=a.seed,
+            images=len(kept), epochs=h.epochs, seconds=round(sum(e["seconds"] for e in history)),
+            held_out=round(history[-1]["held_out"], 2), test=test, machine=a.machine, note=a.note))
 
 
 if __name__ == "__main__":

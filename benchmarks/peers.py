@@ -1,13 +1,13 @@
-"""Other small networks and ours, trained alike: held-out accuracy against epochs and against seconds.
+"""Other small networks, ours and its teacher's, trained alike: held-out accuracy against epochs and against seconds.
 
     python benchmarks/peers.py [--epochs 8 | --seconds 900] [--only NAME ...] [--optimizers NAME ...] [--seed 0]
 
-Same images, augmentation, schedule and running average of weights, for each optimizer that suits a network: SGD as
-ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the notebook's Muon
-with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With --seconds each network trains
-for as many epochs as fit into that time (without evaluation). Only a run's last epoch is a result: before it the rates
-are not annealed. Appends a row an epoch to benchmarks/peers.csv; leaves the weights in checkpoints/ladder/peer-*.pt,
-where shift.py finds them.
+Labels alone teach. Same images, augmentation, schedule and running average of weights, for each optimizer that suits a
+network: SGD as ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the
+notebook's Muon with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With --seconds
+each network trains for as many epochs as fit into that time (without evaluation). Only a run's last epoch is a result:
+before it the rates are not annealed. Appends a row an epoch to benchmarks/peers.csv; leaves the weights in
+checkpoints/ladder/peer-*.pt, where shift.py finds them.
 """
 
 import argparse
@@ -158,6 +158,7 @@ OPTIMIZERS = {  # name: (make, peak rates)
 }
 NETWORKS = {  # name: (make, optimizers that suit it)
     "ours": (hw.myViT, ["Muon", "AdamW"]),
+    "teacher": (lambda: hw.myViT(**hw.COARSE), ["Muon", "AdamW"]),
     "ResNet-20": (lambda: Normalized(resnet20()), ["SGD", "AdamW"]),
     "CCT-2/3x2": (lambda: Normalized(CCT()), ["AdamW", "Muon"]),
     "template-ViT": (PlainViT, ["AdamW", "Muon"]),

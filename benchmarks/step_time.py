@@ -19,11 +19,13 @@ VARIANTS = {  # name: what differs
     "gradients in any order in memory": dict(place_by_place=False),
     "malloc as it comes": dict(keep=False),
     "torch.optim.Muon": dict(optimizer="torch.optim.Muon"),
+    "float32": dict(bfloat16=False),
     "bfloat16 autocast": dict(bfloat16=True),
+    "the teacher's network": dict(coarse=True),
 }
 
 
-def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=False, steps=25) -> float:
+def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=None, coarse=False, steps=25) -> float:
     sys.path.insert(0, str(ROOT))
     from run import load_definitions
 
@@ -34,7 +36,9 @@ def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=
     if not place_by_place:
         hw.place_by_place = lambda gradient: gradient
     torch.manual_seed(0)
-    model = hw.myViT().to(memory_format=torch.channels_last)
+    if bfloat16 is None:
+        bfloat16 = hw.bfloat16_pays(torch.device("cpu"))
+    model = hw.myViT(**hw.COARSE if coarse else {}).to(memory_format=torch.channels_last)
     optimizers = hw.make_optimizers(model, h)
     if optimizer == "torch.optim.Muon":
         optimizers[0] = torch.optim.Muon([p for p in model.stages.parameters() if p.ndim == 2], lr=h.muon_lr)

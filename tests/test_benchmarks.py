@@ -96,32 +96,42 @@ def kinds(model):
     return {type(module).__name__ for module in model.modules()}
 
 
-def test_each_ablated_network_lacks_its_part_alone(ablations):
-    makes = {part: make for part, (make, optimizer, changed) in ablations.PARTS.items()}
-    whole = kinds(makes["nothing"]())
-    lost = {part: whole - kinds(make()) for part, make in makes.items()}
+@pytest.mark.parametrize("network", ["ours", "teacher"])
+def test_each_ablated_network_lacks_its_part_alone(ablations, network):
+    makes = {part: make for part, (make, *_) in ablations.parts(ablations.NETWORKS[network]).items()}
+    whole = makes["nothing"]()
+    lost = {part: kinds(whole) - kinds(make()) for part, make in makes.items()}
     assert lost["attention"] == lost["attention, a wider FFN instead"] == {"myMultiHeadAttention"}
     assert lost["locality"] == {"myLocality"}
     assert lost["stem"] == {"BatchNorm2d", "ReLU"}  # convolutions are in locality, too
-    merging = makes["merging, pooling instead"]()
-    assert type(merging.stages[1][0]).__name__ == "PooledTokenization"
-    tokens = merging.stages[1][0](torch.rand(2, 64, 16, 16))
-    assert tokens.shape == makes["nothing"]().stages[1][0](torch.rand(2, 64, 16, 16)).shape
+    other = makes["merging as it is, the other kind instead"]().arguments
+    assert [name for name in other if other[name] != whole.arguments[name]] == ["merging"]
     sizes = {part: sum(p.numel() for p in make().parameters()) for part, make in makes.items()}
     assert abs(sizes["attention, a wider FFN instead"] - sizes["nothing"]) < 300 < sizes["nothing"] - sizes["attention"]
+    assert ("first stage" in makes) == (network == "ours")
+    if network == "ours":
+        tokens = []
+        for model in (whole, makes["first stage"]()):
+            model.stages[-1].register_forward_hook(lambda module, inputs, output: tokens.append(output.shape))
+            model(torch.rand(2, 3, 32, 32))
+        assert tokens[0] == tokens[1] and len(model.stages) == len(whole.stages) - 1
 
 
 @pytest.mark.parametrize("side", [24, 32])
 def test_ablated_networks_take_pictures_of_both_sizes(ablations, side):
-    for make, _, _ in ablations.PARTS.values():
-        assert make()(torch.rand(2, 3, side, side)).shape == (2, 10)
+    for network in ablations.NETWORKS.values():
+        for make, *_ in ablations.parts(network).values():
+            assert make()(torch.rand(2, 3, side, side)).shape == (2, 10)
 
 
 def test_ablated_trainings_differ_from_the_recipe_in_one_thing(ablations):
-    recipe = vars(ablations.hw.Hyperparameters())
-    changes = [(part, optimizer, changed) for part, (make, optimizer, changed) in ablations.PARTS.items()
-               if make is ablations.hw.myViT and part != "nothing"]
-    for _, optimizer, changed in changes:
+    recipe, parts = vars(ablations.hw.Hyperparameters()), ablations.parts({})
+    as_it_is = parts["nothing"][0]().arguments
+    changes = [(optimizer, changed) for part, (make, optimizer, changed) in parts.items()
+               if part in ("Muon, AdamW instead", "running average", "hole", "shift", "mirror")
+               and make().arguments == as_it_is]
+    assert len(changes) == 5
+    for optimizer, changed in changes:
         assert (optimizer != "Muon") + len(changed) == 1
         assert all(recipe[name] != value for name, value in changed.items())
 

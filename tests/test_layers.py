@@ -12,7 +12,9 @@ from conftest import ROOT
 from torch import nn
 
 B, N, M, DIM, HEADS, HEAD, HIDDEN = 2, 5, 6, 7, 3, 4, 11  # all different; HEADS x HEAD > DIM
-TINY = dict(stem_dim=4, dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
+TINY = dict(
+    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
+FINE = TINY | dict(patch_size=1, merging="mean")
 
 close = torch.testing.assert_close
 
@@ -365,8 +367,9 @@ def test_locality_reaches_the_neighbours_on_the_grid_only(hw):
 
 # Part 8
 
-def test_vit_gradients_reach_every_parameter(hw):
-    model = hw.myViT(**TINY)
+@pytest.mark.parametrize("arguments", [TINY, FINE], ids=["patches", "means"])
+def test_vit_gradients_reach_every_parameter(hw, arguments):
+    model = hw.myViT(**arguments)
     F.cross_entropy(model(torch.rand(4, 3, 16, 16)), torch.arange(4)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -375,6 +378,26 @@ def test_vit_gradients_reach_every_parameter(hw):
 def test_vit_shapes(hw, side, classes):
     model = hw.myViT(num_classes=classes, **TINY)
     assert model(torch.rand(B, 3, side, side)).shape == (B, classes)
+
+
+@pytest.mark.parametrize("arguments, first", [(TINY, 2), (FINE, 1), (FINE | dict(patch_size=4), 4)])
+def test_the_second_stage_has_a_quarter_of_the_tokens(hw, arguments, first):
+    model, seen = hw.myViT(**arguments), []
+    for stage in model.stages:
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    model(torch.rand(B, 3, 32, 32))
+    assert seen == [(32 // first) ** 2, (16 // first) ** 2]
+
+
+def test_tokens_are_merged_by_their_mean(hw):
+    model, grids = hw.myViT(**FINE), []
+    for stage in model.stages:
+        stage.register_forward_pre_hook(lambda module, inputs: grids.append(inputs[0]))
+        stage.register_forward_hook(lambda module, inputs, output: grids.append(output))
+    model(torch.rand(B, 3, 8, 8))
+    _, tokens, merged, _ = grids                       # of the first stage, then what the second one gets
+    x = tokens.reshape(B, 8, 8, 6).permute(0, 3, 1, 2)
+    close(merged, (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4)
 
 
 def test_vit_normalises_inside(hw):
@@ -442,6 +465,8 @@ REFUSED = [
     (lambda hw: hw.myViT(**TINY)(torch.rand(2, 3, 16, 12)), "images has shape (2, 3, 16, 12)", "(batch, 3, side"),
     (lambda hw: hw.myViT(**TINY)(torch.rand(3, 16, 16)), "images has shape (3, 16, 16)", "(batch, 3, side"),
     (lambda hw: hw.myViT(**TINY)(torch.rand(2, 3, 18, 18)), "(2, 6, 9, 9)", "patch size 2"),
+    (lambda hw: hw.myViT(**FINE)(torch.rand(2, 3, 9, 9)), "(2, 6, 9, 9)", "must be even"),
+    (lambda hw: hw.myViT(merging="max"), "merging is 'max'", "'mean' or 'patch'"),
 ]
 
 

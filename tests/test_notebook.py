@@ -190,7 +190,7 @@ def test_second_run_takes_the_trained_weights(runs):
     folder, ((first, files), (second, files_again)) = runs
     assert "trained weights from" not in printed(first, "training")
     assert "trained weights from" in printed(second, "training")
-    assert [p.suffix for p in (folder / "checkpoints" / "CIFAR10").iterdir()] == 4 * [".pt"]
+    assert [p.suffix for p in (folder / "checkpoints" / "CIFAR10").iterdir()] == 5 * [".pt"]
     assert files["B12345678_submission.csv"] == files_again["B12345678_submission.csv"]
 
 

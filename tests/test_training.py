@@ -336,6 +336,77 @@ def test_trained_on_leaves_the_model_alone_and_starts_from_it(hw, sample, tmp_pa
     assert all(map(torch.equal, models[0].state_dict().values(), before))
 
 
+# a teacher
+
+def test_distance_is_the_softened_kl_divergence(hw):
+    logits, answers = torch.randn(5, 7), torch.randn(5, 7)
+    p, q = ((t.double() / 3).softmax(dim=1) for t in (answers, logits))
+    expected = 9 * (p * (p / q).log()).sum(dim=1).mean()
+    torch.testing.assert_close(hw.distance(logits, answers, temperature=3.0).double(), expected, rtol=1e-4, atol=1e-5)
+    assert hw.distance(logits, logits) == pytest.approx(0, abs=1e-6)
+    assert hw.distance(logits, answers, 3.0) != pytest.approx(hw.distance(answers, logits, 3.0).item())  # not symmetric
+    with pytest.raises(ValueError, match=r"answers has shape \(5, 1\); it must be that of logits, \(5, 7\)"):
+        hw.distance(logits, answers[:, :1])
+
+
+class Teacher(torch.nn.Module):
+    """Answers that this is class 3, whatever it is, and keeps what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        assert not self.training and not torch.is_grad_enabled()
+        self.seen.append(x)
+        return 20 * torch.nn.functional.one_hot(torch.full((len(x),), 3), 10).float() + self.weight
+
+
+def test_a_student_believes_its_teacher(hw, sample, tmp_path):
+    images = torch.from_numpy(sample[0])
+    believed = []
+    for share in (0.01, 1.0):
+        h = tiny.hyperparameters(hw, epochs=8, adamw_lr=0.01, taught=share)
+        model, _ = tiny.train(hw, tmp_path, h, teacher=Teacher())
+        believed.append((hw.predict(model, images).argmax(dim=1) == 3).double().mean().item())
+    assert believed[0] < 0.6 and believed[1] == 1
+
+
+def test_a_teacher_sees_whole_pictures_and_the_student_spoilt_small_ones(hw, tmp_path, monkeypatch):
+    teacher, student = Teacher(), []
+    whole_spoil = hw.spoil
+    monkeypatch.setattr(hw, "spoil", lambda x, s, generator: student.append(x) or whole_spoil(x, 1.0, generator))
+    tiny.train(hw, tmp_path, tiny.hyperparameters(hw, epochs=1, sides=(16,), spoilt=0.5, taught=0.5), teacher=teacher)
+    assert len(teacher.seen) == len(student) == tiny.STEPS
+    for whole, small in zip(teacher.seen, student):
+        assert whole.shape[2:] == (32, 32)
+        torch.testing.assert_close(hw.shrink(whole, 16), small)
+
+
+def test_other_teachers_make_other_files_and_stay_as_they_are(hw, tmp_path):
+    h = tiny.hyperparameters(hw, epochs=1, taught=0.5)
+    teachers = [hw.myViT(**tiny.MODEL) for _ in range(2)]
+    before = [t.clone() for teacher in teachers for t in teacher.state_dict().values()]
+    results = [tiny.train(hw, tmp_path, h, teacher=teacher) for teacher in teachers]
+    assert len(checkpoints(tmp_path)) == 2
+    assert results[0][1][0]["loss"] != results[1][1][0]["loss"]
+    assert all(map(torch.equal, before, [t for teacher in teachers for t in teacher.state_dict().values()]))
+    assert all(teacher.training for teacher in teachers)
+
+
+@pytest.mark.parametrize("share, teacher, message", [
+    (0.5, None, "h.taught is 0.5 without a teacher"), (0.0, Teacher(), "h.taught is 0.0 with a teacher"),
+    (1.5, Teacher(), "h.taught is 1.5 with a teacher; it must be 0 without one, above 0 and at most 1 with one")])
+def test_a_teacher_is_needed_just_where_it_is_used(hw, tmp_path, share, teacher, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny.train(hw, tmp_path, tiny.hyperparameters(hw, taught=share), teacher=teacher)
+    assert checkpoints(tmp_path) == []
+
+
 # evaluation
 
 def test_predict_is_in_eval_mode_and_restores_the_mode(hw, sample):

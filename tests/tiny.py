@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-MODEL = dict(stem_dim=4, dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
+MODEL = dict(
+    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
 STEPS = 5  # of 10 images
 
 
