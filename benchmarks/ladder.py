@@ -1,7 +1,7 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
     python benchmarks/ladder.py [--dataset CIFAR10] [--coarse] [--teacher FILE] [--seed 0] [--images N] [--test]
-                                [--note TEXT] [NAME=VALUE ...]
+                                [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
 
 NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 dim_head=8. With
 --coarse the network is that of the notebook's teacher. FILE is one of checkpoints/; its answers make the share `taught`
@@ -11,6 +11,8 @@ of the loss. The test images are not touched without --test. A run that was cut 
 import argparse
 import csv
 import json
+import os
+import platform
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
     parser.add_argument("--note", default="")
-    parser.add_argument("--machine", required=True, help="for the log: cores, processor, number format")
+    parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}", help="for the log")
     a = parser.parse_args()
 
     hw = load_definitions(DATA_DIR=str(ROOT / "data"), DATASET=a.dataset)

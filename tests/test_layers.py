@@ -389,6 +389,17 @@ def test_the_second_stage_has_a_quarter_of_the_tokens(hw, arguments, first):
     assert seen == [(32 // first) ** 2, (16 // first) ** 2]
 
 
+@pytest.mark.parametrize("which, numbers, tokens", [
+    ("ours", 244_081, [(1024, 32), (256, 64), (64, 96)]), ("teacher", 248_539, [(256, 64), (64, 96)])])
+def test_the_two_networks_are_as_described(hw, which, numbers, tokens):
+    model, seen = hw.myViT(**{} if which == "ours" else hw.COARSE), []
+    for stage in model.stages:
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    model(torch.rand(B, 3, 32, 32))
+    assert seen == tokens
+    assert sum(t.numel() for t in [*model.parameters(), *model.buffers()]) == numbers
+
+
 def test_tokens_are_merged_by_their_mean(hw):
     model, grids = hw.myViT(**FINE), []
     for stage in model.stages:
@@ -493,8 +504,9 @@ def test_muon_matches_torchs(hw, shape):
         assert (moved[0] - moved[1]).norm() < 0.03 * moved[1].norm()  # torch's works in bfloat16
 
 
-def test_gradients_lie_in_memory_as_tokens_do(hw):
-    model, layouts = hw.myViT(**TINY), []
+@pytest.mark.parametrize("arguments", [TINY, FINE], ids=["patches", "means"])
+def test_gradients_lie_in_memory_as_tokens_do(hw, arguments):
+    model, layouts = hw.myViT(**arguments), []
     for stage in model.stages:
         stage[1].register_full_backward_hook(lambda module, inner, outer: layouts.extend((*inner, *outer)))
     model(torch.rand(2, 3, 32, 32)).sum().backward()

@@ -135,6 +135,25 @@ def test_retrain_starts_anew_but_resumes_a_cut_short_retraining(hw, uninterrupte
     assert epochs_trained(capsys)[0] == [3]
 
 
+def test_a_retraining_in_two_parts_resumes_in_the_second(hw, tmp_path, capsys):
+    def both(second=tiny.train):
+        first, _ = tiny.train(hw, tmp_path, retrain=True)
+        return second(hw, tmp_path, tiny.hyperparameters(hw, taught=0.5), teacher=first, retrain=True)
+
+    expected = both()
+    assert epochs_trained(capsys)[0] == [1, 2, 3, 1, 2, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hw, "augment", tiny.at_call(3 * tiny.STEPS + 8, hw.augment, stop))
+        with pytest.raises(Stopped):
+            both()
+    assert epochs_trained(capsys)[0] == [1, 2, 3, 1]
+    assert_same(both(), expected)
+    epochs, output = epochs_trained(capsys)
+    assert epochs == [2, 3] and "not trained anew" in output
+    both()                                                     # none is unfinished any more
+    assert epochs_trained(capsys)[0] == [1, 2, 3, 1, 2, 3]
+
+
 def test_trained_weights_stay_while_a_retraining_runs(hw, uninterrupted, tmp_path, capsys):
     tiny.train(hw, tmp_path)
     train_until(hw, tmp_path, 7, retrain=True)
