@@ -45,8 +45,8 @@ def main() -> None:
                       textcoords="offset points")
     parameters, right, epochs = ours()
     axis.plot(parameters, right, "*", ms=18, color="#D55E00", label="this notebook")
-    axis.annotate(f"this notebook ({epochs})", (parameters, right), (10, -12), fontsize=9, weight="bold",
-                  textcoords="offset points")
+    axis.annotate(f"this notebook\n({epochs})", (parameters, right), (-12, -8), fontsize=9, weight="bold",
+                  textcoords="offset points", ha="right")
     axis.axvline(250e3, ls=":", color="grey")
     axis.text(243e3, 88.6, "1 MB as float32", rotation=90, ha="right", va="bottom", fontsize=8, color="grey")
     axis.set(xscale="log", xlabel="parameters", ylabel="CIFAR-10 test accuracy, % (epochs of training)",
