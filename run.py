@@ -2,8 +2,8 @@
 
     python run.py [NAME=VALUE ...] [--notebook FILE] [--quiet]
 
-NAME=VALUE replaces a setting of the cell tagged `parameters` for this run alone: the saved notebook keeps its literals.
-Values are Python literals; anything else is taken as a string.
+NAME=VALUE replaces a setting of the cell tagged `parameters` for this run: the saved notebook keeps its literals, the
+one in the zip has them as they were run. Values are Python literals; anything else is taken as a string.
 """
 
 import argparse
@@ -84,18 +84,19 @@ def execute(path: Path, settings: dict, quiet: bool = False) -> None:
     try:
         with set_environment(environment):
             client.execute()
+        save(notebook, path)
+        renew_zip(path)
     finally:
         parameters.source = literals
         save(notebook, path)
-    renew_zip(path, {name: value for name, value in settings.items() if name in ("STUDENT_ID", "DATASET")})
 
 
-def renew_zip(path: Path, settings: dict) -> None:
+def renew_zip(path: Path) -> None:
     """Pack the saved notebook once more: the export cell could not put its own output into the zip."""
     before = Path.cwd()
     os.chdir(path.parent)
     try:
-        load_definitions(path, "homework_to_pack", **settings).write_zip(path)
+        load_definitions(path, "homework_to_pack").write_zip(path)
     finally:
         os.chdir(before)
 

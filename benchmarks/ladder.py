@@ -1,11 +1,13 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--coarse] [--teacher FILE] [--seed 0] [--images N] [--test]
-                                [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--coarse] [--start FILE] [--teacher FILE] [--seed 0] [--images N]
+                                [--test] [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
 
 NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 dim_head=8. With
---coarse the network is that of the notebook's teacher. FILE is one of checkpoints/; its answers make the share `taught`
-of the loss. The test images are not touched without --test. A run that was cut short is resumed by the same command.
+--coarse the network is that of the notebook's teacher. A FILE is one of checkpoints/. With --start the network is the
+one in it, which is trained on, less what arguments take away: "heads=(0,0,0)" leaves attention out; epochs=0 only
+scores it. The teacher's answers make the share `taught` of the loss. The test images are not touched without --test. A
+run that was cut short is resumed by the same command.
 """
 
 import argparse
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
     parser.add_argument("--dataset", default="CIFAR10")
     parser.add_argument("--coarse", action="store_true")
+    parser.add_argument("--start", type=Path)
     parser.add_argument("--teacher", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
@@ -46,23 +49,34 @@ def main() -> None:
     (images, labels, *test_set), classes = hw.load_dataset()
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
     kept = kept[:a.images]
+    start, teacher = (hw.unpack(*hw.torch.load(file, weights_only=True)["packed"]) if file else None
+                      for file in (a.start, a.teacher))
+    base = start.arguments if start else hw.COARSE if a.coarse else {}
+    changed = {n: value for n, value in settings.items() if n not in names}
     hw.torch.manual_seed(a.seed)
-    teacher = hw.unpack(*hw.torch.load(a.teacher, weights_only=True)["packed"]) if a.teacher else None
-    network = (hw.COARSE if a.coarse else {}) | {n: value for n, value in settings.items() if n not in names}
-    model = hw.myViT(len(classes), **network)
+    model = hw.myViT(**dict(num_classes=len(classes)) | base | changed)
+    if start:
+        left = model.state_dict().keys()
+        model.load_state_dict({n: value for n, value in start.state_dict().items() if n in left})
     trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
-                                folder=ROOT / "checkpoints" / "ladder", retrain=False, teacher=teacher)
-    test = round(hw.accuracy(hw.predict(trained, test_set[0]), test_set[1]), 2) if a.test else ""
-    settings |= dict(teacher=a.teacher.name) if a.teacher else {}
+                                folder=ROOT / "checkpoints" / "ladder", teacher=teacher,
+                                before=hw.sha256_of(model) if start else "")
+
+    def score(images, labels):
+        return round(hw.accuracy(hw.predict(trained, images), labels), 2)
+
+    settings |= {kind: file.name for kind, file in (("start", a.start), ("teacher", a.teacher)) if file}
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             rows.writeheader()
         rows.writerow(dict(
-            dataset=a.dataset, network="coarse" if a.coarse else "ours", settings=json.dumps(settings), seed=a.seed,
-            images=len(kept), epochs=h.epochs, seconds=round(sum(e["seconds"] for e in history)),
-            held_out=round(history[-1]["held_out"], 2), test=test, machine=a.machine, note=a.note))
+            dataset=a.dataset, network="coarse" if hw.COARSE.items() <= base.items() else "ours",
+            settings=json.dumps(settings), seed=a.seed, images=len(kept), epochs=h.epochs,
+            seconds=round(sum(e["seconds"] for e in history)),
+            held_out=score(images[held], labels[held]), test=score(*test_set) if a.test else "",
+            machine=a.machine, note=a.note))
 
 
 if __name__ == "__main__":

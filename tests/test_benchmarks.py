@@ -3,6 +3,7 @@
 import csv
 import importlib
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -163,3 +164,48 @@ def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path
     peers.main()  # adds its rows to those that are there
     rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
     assert [r["optimizer"] for r in rows[4:]] == [optimizers[1]] * 2
+
+
+@pytest.fixture
+def ladder(ablations, monkeypatch, tmp_path, sample):
+    """ladder.main on the sample, 40 images to train on and 20 held out: its arguments -> the row that it adds."""
+    module = importlib.import_module("ladder")
+    images, labels, *test_set = (torch.from_numpy(array) for array in sample)
+    hw = module.load_definitions()
+    monkeypatch.setattr(module, "load_definitions", lambda **settings: hw)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs.csv")
+    monkeypatch.setattr(hw, "load_dataset", lambda: ([images, labels, *test_set], hw.CIFAR10_CLASSES))
+    monkeypatch.setattr(hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ladder.py", *map(str, arguments)])
+        module.main()
+        return list(csv.DictReader((tmp_path / "runs.csv").open()))[-1]
+
+    run.hw, run.held_out = hw, (images[40:], labels[40:])
+    return run
+
+
+def test_the_ladder_trains_on_from_a_file_less_what_arguments_take_away(ladder, tmp_path):
+    hw, file = ladder.hw, tmp_path / "start.pt"
+    torch.manual_seed(0)
+    start = hw.myViT(dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10), merging="mean").eval()
+    torch.nn.init.normal_(start.stages[1][1].blocks[0].attention.to_out.weight, std=9)  # so that it matters
+    torch.save(dict(packed=hw.pack(start)[1]), file)
+    row = ladder("--start", file, "epochs=0")
+    assert float(row["held_out"]) == round(hw.accuracy(hw.predict(start, ladder.held_out[0]), ladder.held_out[1]), 2)
+    assert (row["network"], row["test"], row["epochs"]) == ("ours", "", "0")
+
+    without = ladder("--start", file, "epochs=0", "heads=(0,0)")
+    start.stages[1][1].blocks[0].attention = None
+    assert float(without["held_out"]) == round(
+        hw.accuracy(hw.predict(start, ladder.held_out[0]), ladder.held_out[1]), 2)
+    assert without["held_out"] != row["held_out"]
+    assert json.loads(without["settings"]) == {"epochs": 0, "heads": [0, 0], "start": "start.pt"}
+
+    ladder("--start", file, "epochs=1", "batch_size=20", "--test")
+    files = sorted((tmp_path / "checkpoints" / "ladder").glob("*.pt"))
+    assert len(files) == 3                                                              # each training has its own name
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ladder("--start", file, "epochs=0", "depths=(1,2)")

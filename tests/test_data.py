@@ -420,9 +420,11 @@ def test_a_folder_of_pictures_is_a_data_set(hw, sample, tmp_path):
     assert same(hw.load_dataset(str(tmp_path))[0], [t.numpy() for t in (images, labels, test_images, test_labels)])
 
 
-def test_a_folder_whose_parts_differ_in_classes_is_refused(hw, sample, tmp_path):
+@pytest.mark.parametrize("empty", ["", "test/cat"])
+def test_a_folder_whose_parts_differ_in_classes_is_refused(hw, sample, tmp_path, empty):
     write_folder(tmp_path, {"train/ant/0.png": sample[0][0], "train/cat/1.png": sample[0][1],
                             "test/ant/0.png": sample[2][0]})
+    (tmp_path / empty).mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=r"train has the classes \['ant', 'cat'\]; .* test must have the same"):
         hw.load_dataset(str(tmp_path))
 

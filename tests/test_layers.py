@@ -336,7 +336,8 @@ def test_parts_5_to_7_need_only_what_readme_names(hw):
     """So that they can be taken into the course's template."""
     cells = json.loads((ROOT / "DL_HW3_StudentID.ipynb").read_text(encoding="utf-8"))["cells"]
     part, namespace = 0, {"__name__": "__main__", "myTokenization": hw.myTokenization}
-    exec("import copy, math\nimport torch\nfrom torch import nn\nfrom einops import einsum, rearrange", namespace)
+    exec("import copy, math\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+         "from einops import einsum, rearrange", namespace)
     for cell in cells:
         source = "".join(cell["source"])
         if heading := re.search(r"^## Part (\d)", source, re.MULTILINE):
@@ -348,6 +349,7 @@ def test_parts_5_to_7_need_only_what_readme_names(hw):
     y = transformer(x)
     y.sum().backward()
     assert y.shape == x.shape == copy.deepcopy(transformer).eval()(x).shape
+    assert namespace["myAttention"](DIM, HEADS, HEAD)(x, context=x[:, :9]).shape == x.shape
 
 
 def test_locality_leaves_the_class_token_alone(hw):

@@ -207,6 +207,9 @@ def test_zip_is_flat_and_holds_the_executed_notebook(runs, run, tmp_path):
         for name in names[1:]:
             assert archive.read(name) == files[name]
         packed = nbformat.reads(archive.read(names[0]).decode("utf-8"), as_version=4)
+    (literals,), (used,) = (tagged(notebook, "parameters") for notebook in (executed, packed))
+    assert used.source == override(literals.source, QUICK)  # as it was run
+    used.source = literals.source
     assert packed == executed
     assert_executed(packed)
 
@@ -217,6 +220,18 @@ def test_export_verified_the_zip(runs):
         output = "".join(texts(export))
         assert "B12345678_HW3.zip" in output and "NOT UP TO DATE" not in output and "NOT COMPLETE" not in output
         assert re.search(r"(?m)^ *yes +csv agrees with the model +100\.00% of 30 rows$", output)
+
+
+def test_retrain_trains_anew_and_puts_the_weights_in_place(runs):
+    folder, _ = runs
+    checkpoints = folder / "checkpoints" / "CIFAR10"
+    before = {p.name: p.stat().st_mtime_ns for p in checkpoints.iterdir()}
+    execute(folder / NOTEBOOK.name, QUICK | dict(RETRAIN=True), quiet=True)
+    executed = nbformat.read(folder / NOTEBOOK.name, as_version=4)
+    for cell in ("teacher", "training", "harder", "by_bits"):
+        assert "trained weights from" not in printed(executed, cell)
+    after = {p.name: p.stat().st_mtime_ns for p in checkpoints.iterdir()}
+    assert after.keys() == before.keys() and all(after[name] > before[name] for name in before)
 
 
 def test_settings_of_a_run_leave_the_literals(runs, notebook):

@@ -1,4 +1,6 @@
+import inspect
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+
+from run import load_definitions
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -120,46 +124,48 @@ def test_resuming_does_not_depend_on_a_second_measurement(hw, uninterrupted, tmp
     assert_same(tiny.train(hw, tmp_path), uninterrupted)
 
 
-def test_retrain_starts_anew_but_resumes_a_cut_short_retraining(hw, uninterrupted, tmp_path, capsys):
+def test_a_retraining_replaces_the_trained_weights_when_it_is_done(hw, uninterrupted, tmp_path, capsys):
+    anew = tmp_path / "anew"
     tiny.train(hw, tmp_path)
     (file,) = tmp_path.iterdir()
-    before = file.stat().st_mtime_ns
+    before, content = file.stat().st_mtime_ns, file.read_bytes()
+    train_until(hw, anew, 12)
+    assert file.stat().st_mtime_ns == before
     capsys.readouterr()
-    assert_same(tiny.train(hw, tmp_path, retrain=True), uninterrupted)
-    assert epochs_trained(capsys)[0] == [1, 2, 3]
-    assert file.stat().st_mtime_ns > before
-
-    train_until(hw, tmp_path, 12, retrain=True)
-    capsys.readouterr()
-    assert_same(tiny.train(hw, tmp_path, retrain=True), uninterrupted)
+    assert_same(tiny.train(hw, anew), uninterrupted)
     assert epochs_trained(capsys)[0] == [3]
+    assert file.stat().st_mtime_ns == before
+    hw.keep_retrained(anew, tmp_path)
+    assert list(tmp_path.iterdir()) == [file] and file.stat().st_mtime_ns > before
+    assert len(file.read_bytes()) == len(content)
+    hw.keep_retrained(anew, tmp_path)                          # a cell may be run twice
+    hw.keep_retrained(tmp_path, tmp_path)                      # no retraining
+    assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_retraining_in_two_parts_resumes_in_the_second(hw, tmp_path, capsys):
+@pytest.mark.parametrize("batch, finished", [(1, 0), (3, 0), (8, 1)])
+def test_a_training_in_two_parts_resumes_in_the_second(hw, tmp_path, capsys, batch, finished):
     def both(second=tiny.train):
-        first, _ = tiny.train(hw, tmp_path, retrain=True)
-        return second(hw, tmp_path, tiny.hyperparameters(hw, taught=0.5), teacher=first, retrain=True)
+        first, _ = tiny.train(hw, tmp_path)
+        return second(hw, tmp_path, tiny.hyperparameters(hw, taught=0.5), teacher=first)
 
-    expected = both()
-    assert epochs_trained(capsys)[0] == [1, 2, 3, 1, 2, 3]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hw, "augment", tiny.at_call(3 * tiny.STEPS + 8, hw.augment, stop))
+        patch.setattr(hw, "augment", tiny.at_call(3 * tiny.STEPS + batch, hw.augment, stop))
         with pytest.raises(Stopped):
             both()
-    assert epochs_trained(capsys)[0] == [1, 2, 3, 1]
-    assert_same(both(), expected)
-    epochs, output = epochs_trained(capsys)
-    assert epochs == [2, 3] and "not trained anew" in output
-    both()                                                     # none is unfinished any more
-    assert epochs_trained(capsys)[0] == [1, 2, 3, 1, 2, 3]
+    assert epochs_trained(capsys)[0] == [1, 2, 3, *range(1, 1 + finished)]
+    resumed = both()
+    assert epochs_trained(capsys)[0] == list(range(1 + finished, 4))
+    shutil.rmtree(tmp_path)
+    assert_same(resumed, both())
 
 
-def test_trained_weights_stay_while_a_retraining_runs(hw, uninterrupted, tmp_path, capsys):
-    tiny.train(hw, tmp_path)
-    train_until(hw, tmp_path, 7, retrain=True)
-    capsys.readouterr()
-    assert_same(tiny.train(hw, tmp_path), uninterrupted)
-    assert epochs_trained(capsys)[0] == []
+def test_retrain_trains_in_a_folder_of_its_own():
+    old, new = (load_definitions(name=f"homework_{retrain}", RETRAIN=retrain) for retrain in (False, True))
+    assert old.TRAINED == old.CHECKPOINTS == new.CHECKPOINTS == new.TRAINED.parent
+    for hw in (old, new):
+        assert inspect.signature(hw.train).parameters["folder"].default == hw.TRAINED
+        assert inspect.signature(hw.keep_retrained).parameters["trained"].default == hw.TRAINED
 
 
 @pytest.mark.parametrize("other", [dict(seed=1), dict(h=dict(muon_lr=0.01)), dict(h=dict(epochs=1))],
