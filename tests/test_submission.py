@@ -287,10 +287,18 @@ def test_delivered_files_agree_on_all_images(tmp_path, cifar10):
 
 # names
 
-def test_names_follow_the_student_id():
-    named = load_definitions(name="homework_of_another_student", STUDENT_ID="B12345678")
+@pytest.mark.parametrize("student", ["B12345678", 41047025])
+def test_names_follow_the_student_id(student):
+    named = load_definitions(name="homework_of_another_student", STUDENT_ID=student)
     assert [named.NOTEBOOK_NAME, *map(str, (named.PT_FILE, named.CSV_FILE, named.ZIP_FILE))] == [
-        "DL_HW3_B12345678.ipynb", "B12345678_submission.pt", "B12345678_submission.csv", "B12345678_HW3.zip"]
+        f"DL_HW3_{student}.ipynb", *(f"{student}_{end}" for end in ("submission.pt", "submission.csv", "HW3.zip"))]
+    assert isinstance(named.OUTPUT, str)                       # it is handed to another process
+
+
+@pytest.mark.parametrize("name, value", [("BITS", 7), ("EPOCHS", 0)])
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be"):
+        load_definitions(name="homework_refused", **{name: value})
 
 
 # is the notebook's file what was run?
