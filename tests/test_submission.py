@@ -403,6 +403,17 @@ def test_verify_lists_what_a_machine_can_check(hw, submission, capsys):
     assert set(verdicts.values()) == {"yes"}
 
 
+@pytest.mark.parametrize("name, part", [("myFFN", "Part 5"), ("mySingleHeadAttention", "Part 6, single"),
+                                        ("myMultiHeadAttention", "Part 6, multi"), ("myTransformer", "Part 7")])
+def test_verify_finds_a_layer_that_does_nothing(hw, monkeypatch, name, part):
+    def nothing(self, x, context=None, return_weights=False):
+        return (x, torch.eye(5).expand(2, 5, 5)) if return_weights else x
+
+    assert all(verdict for _, verdict, _ in hw.layer_verdicts())
+    monkeypatch.setattr(hw, name, type(name, (getattr(hw, name),), dict(forward=nothing)))
+    assert next(not verdict for line, verdict, _ in hw.layer_verdicts() if line.startswith(part))
+
+
 def test_verify_finds_ready_made_attention(hw, submission, capsys):
     Path(hw.NOTEBOOK_NAME).write_text(json.dumps(dict(cells=[cell("nn.MultiheadAttention(8, 2)")])))
     verify(hw, submission)
