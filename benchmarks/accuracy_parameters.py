@@ -37,7 +37,7 @@ def ours() -> tuple[float, float, str]:
     hw = load_definitions()
     epochs = sum(stage["epochs"] for stage in (hw.TAUGHT, hw.HARDENING, hw.FINE_TUNING))
     return (float(numbers), float(re.search(r"test accuracy ([\d.]+) %", text).group(1)),
-            f"{epochs}, after its teacher's {hw.Hyperparameters().epochs}")
+            f"{epochs}, after its\nteacher's {hw.Hyperparameters().epochs}")
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
                       textcoords="offset points")
     parameters, right, epochs = ours()
     axis.plot(parameters, right, "*", ms=18, color="#D55E00", label="this notebook")
-    axis.annotate(f"this notebook\n({epochs})", (parameters, right), (-12, -8), fontsize=9, weight="bold",
+    axis.annotate(f"this notebook\n({epochs})", (parameters, right), (-12, -16), fontsize=9, weight="bold",
                   textcoords="offset points", ha="right")
     axis.axvline(250e3, ls=":", color="grey")
     axis.text(243e3, 88.6, "1 MB as float32", rotation=90, ha="right", va="bottom", fontsize=8, color="grey")
