@@ -47,16 +47,16 @@ def scratch_copy(parent: Path, name: str) -> Path:
 def weights(folder: Path) -> dict:
     """The packed weights of all trainings, by file: the network and what is trained on from it with fewer bits."""
     hw = load_definitions()
-    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in (folder / "checkpoints").glob("*/????????.pt")}
+    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in (folder / "checkpoints").glob("**/????????.pt")}
 
 
 def unfinished(folder: Path) -> set[Path]:
     """Files that are being written, and those whose writer was killed."""
-    return set((folder / "checkpoints").glob("*/.*.tmp"))
+    return set((folder / "checkpoints").glob("**/.*.tmp"))
 
 
 def epochs_done(hw, folder: Path) -> int:
-    found = list((folder / "checkpoints").glob("*/*-last.pt"))
+    found = list((folder / "checkpoints").glob("**/*-last.pt"))
     return len(hw.load_checkpoint(found[0])["history"]) if found else 0
 
 
