@@ -205,7 +205,9 @@ def test_the_ladder_trains_on_from_a_file_less_what_arguments_take_away(ladder, 
     assert json.loads(without["settings"]) == {"epochs": 0, "heads": [0, 0], "start": "start.pt"}
 
     ladder("--start", file, "epochs=1", "batch_size=20", "--test")
-    files = sorted((tmp_path / "checkpoints" / "ladder").glob("*.pt"))
-    assert len(files) == 3                                                              # each training has its own name
+    other = tmp_path / "other.pt"
+    torch.save(dict(packed=hw.pack(hw.myViT(**start.arguments))[1]), other)
+    ladder("--start", other, "epochs=1", "batch_size=20")
+    assert len(list((tmp_path / "checkpoints" / "ladder").glob("*.pt"))) == 4           # each training has its own name
     with pytest.raises(RuntimeError, match="Missing key"):
         ladder("--start", file, "epochs=0", "depths=(1,2)")
