@@ -47,7 +47,8 @@ def scratch_copy(parent: Path, name: str) -> Path:
 def weights(folder: Path) -> dict:
     """The packed weights of all trainings, by file: the network and what is trained on from it with fewer bits."""
     hw = load_definitions()
-    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in (folder / "checkpoints").glob("**/????????.pt")}
+    files = (folder / "checkpoints").glob("**/????????.pt")
+    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in files}
 
 
 def unfinished(folder: Path) -> set[Path]:
