@@ -414,6 +414,26 @@ def test_verify_finds_a_layer_that_does_nothing(hw, monkeypatch, name, part):
     assert next(not verdict for line, verdict, _ in hw.layer_verdicts() if line.startswith(part))
 
 
+def test_verify_looks_at_the_weights_and_at_the_mixing(hw, monkeypatch):
+    def uniform(q, k, v):
+        weights = torch.full((*q.shape[:-1], k.shape[-2]), 1 / k.shape[-2])
+        return weights @ v, weights
+
+    def each_alone(self, x):
+        return 2 * x
+
+    def failed():
+        return [line for line, verdict, _ in hw.layer_verdicts() if not verdict]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hw, "scaled_dot_product_attention", uniform)
+        assert failed() == ["Part 6, single-head attention"]
+    with monkeypatch.context() as patch:
+        patch.setattr(hw.myTransformer, "forward", each_alone)
+        assert failed() == ["Part 7, Transformer"]
+    assert not failed()
+
+
 def test_verify_finds_ready_made_attention(hw, submission, capsys):
     Path(hw.NOTEBOOK_NAME).write_text(json.dumps(dict(cells=[cell("nn.MultiheadAttention(8, 2)")])))
     verify(hw, submission)
