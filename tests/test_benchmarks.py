@@ -166,6 +166,29 @@ def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path
     assert [r["optimizer"] for r in rows[4:]] == [optimizers[1]] * 2
 
 
+def test_time_to_accuracy_tells_the_median_of_the_last_epochs(ablations, monkeypatch, tmp_path, sample, capsys):
+    module = importlib.import_module("time_to_accuracy")
+
+    def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
+        assert sum(p.numel() for p in make().parameters()) < 250_000
+        assert (len(train_set[0]), len(held_out_set[0])) == (40, 20)
+        yield h.epochs, 1, 9.0, 99.0, None
+        yield h.epochs, 2, 10.0 + seed**2, 79.0 + seed, None
+
+    images, labels, *test_set = (torch.from_numpy(array) for array in sample)
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "LOG", tmp_path / "log.csv")
+    monkeypatch.setattr(module.hw, "load_cifar10", lambda: (images, labels, *test_set))
+    monkeypatch.setattr(module.hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--targets", "57", "80"])
+    module.main()
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [(r["target"], r["seed"], r["seconds"], r["held_out"]) for r in rows] == [
+        (target, str(seed), f"{10.0 + seed**2}", f"{79.0 + seed}") for target in ("57", "80") for seed in range(3)]
+    said = [line for line in capsys.readouterr().out.splitlines() if "median" in line]
+    assert said == ["57 %: median 11 s; reached by 3 of 3 runs", "80 %: median 11 s; reached by 2 of 3 runs"]
+
+
 @pytest.fixture
 def ladder(ablations, monkeypatch, tmp_path, sample):
     """ladder.main on the sample, 40 images to train on and 20 held out: its arguments -> the row that it adds."""
