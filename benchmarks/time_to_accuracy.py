@@ -19,7 +19,7 @@ from peers import NETWORKS, hw, train
 LOG = Path(__file__).with_suffix(".csv")
 COLUMNS = ["target", "network", "epochs", "sides", "ema", "seed", "seconds", "held_out", "machine"]
 PLANS = {  # target in per cent: (network, changed settings)
-    57: ("teacher", dict(epochs=1, sides=(24,), ema=0.98)),
+    57: ("teacher", dict(epochs=1, sides=(32,), ema=0.98)),
     80: ("teacher", dict(epochs=5, sides=(24, 24, 24, 24, 32), ema=0.99)),
     90: ("teacher", dict(epochs=20, sides=(24, 24, 32), ema=0.998)),
 }
