@@ -8,10 +8,9 @@ difference may be more than what the part is worth. Appends a row a run to ablat
 """
 
 import argparse
-import csv
 from pathlib import Path
 
-from peers import hw, train
+from peers import appended, hw, train
 from torch import nn
 
 LOG = Path(__file__).with_suffix(".csv")
@@ -84,11 +83,7 @@ def main() -> None:
     images, labels, _, _ = hw.load_cifar10()
     train_set, held_out_set = ((images[i], labels[i]) for i in hw.split_held_out(labels))
     hw.keep_freed_memory()
-    new = not LOG.exists()
-    with LOG.open("a", newline="", buffering=1) as file:
-        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            rows.writeheader()
+    with appended(LOG, COLUMNS) as rows:
         for seed in a.seeds:
             for part in a.only or found:
                 make, optimizer, changed = found[part]

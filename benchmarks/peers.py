@@ -15,6 +15,7 @@ import copy
 import csv
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -189,6 +190,17 @@ def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
         yield h.epochs, epoch, spent, hw.accuracy(hw.predict(averaged, held_out_set[0]), held_out_set[1]), averaged
 
 
+@contextmanager
+def appended(log: Path, columns: list[str]):
+    """A writer that adds rows to a .csv, each written at once; the header, too, if the file is new."""
+    new = not log.exists()
+    with log.open("a", newline="", buffering=1) as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            rows.writeheader()
+        yield rows
+
+
 def load(file: dict) -> nn.Module:
     """The network that main saved."""
     model = NETWORKS[file["network"]][0]()
@@ -207,12 +219,8 @@ def main() -> None:
     images, labels, _, _ = hw.load_cifar10()
     kept, held = hw.split_held_out(labels)
     hw.keep_freed_memory()
-    h, log = hw.Hyperparameters(epochs=a.epochs), ROOT / "benchmarks" / "peers.csv"
-    new = not log.exists()
-    with log.open("a", newline="", buffering=1) as file:
-        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            rows.writeheader()
+    h = hw.Hyperparameters(epochs=a.epochs)
+    with appended(ROOT / "benchmarks" / "peers.csv", COLUMNS) as rows:
         for name in a.only:
             make, optimizers = NETWORKS[name]
             numbers = sum(p.numel() for p in make().parameters())
