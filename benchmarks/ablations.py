@@ -1,16 +1,16 @@
 """What each part of the network and of its training is worth: held-out accuracy without it, at a short budget.
 
-    python benchmarks/ablations.py [--network ours|teacher] [--only NAME ...] [--seeds 0 1] [--epochs 3]
+    python benchmarks/ablations.py [--network ours|coarse] [--only NAME ...] [--seeds 0 1] [--epochs 3]
 
-The network is the notebook's or that of its teacher; both learn from labels alone here. Each part is left out alone;
-pictures are shrunk to 24 x 24 pixels for two thirds of the epochs. Nothing is tuned anew for what is left, so a
+The network is the notebook's or the coarse one of peers.py. Each part is left out alone; pictures are shrunk to 24 x 24
+pixels for two thirds of the epochs, and none is pasted into another. Nothing is tuned anew for what is left, so a
 difference may be more than what the part is worth. Appends a row a run to ablations.csv.
 """
 
 import argparse
 from pathlib import Path
 
-from peers import appended, hw, train
+from peers import COARSE, appended, hw, train
 from torch import nn
 
 LOG = Path(__file__).with_suffix(".csv")
@@ -67,7 +67,7 @@ def parts(network: dict) -> dict:
     return found
 
 
-NETWORKS = {"ours": {}, "teacher": hw.COARSE}
+NETWORKS = {"ours": {}, "coarse": COARSE}
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
         for seed in a.seeds:
             for part in a.only or found:
                 make, optimizer, changed = found[part]
-                h = hw.Hyperparameters(epochs=a.epochs, sides=(24, 24, 32), **changed)
+                h = hw.Hyperparameters(epochs=a.epochs, sides=(24, 24, 32), pasted=0.0, **changed)
                 *_, (_, _, seconds, held_out, _) = train(make, optimizer, h, seed, train_set, held_out_set, None)
                 rows.writerow(dict(
                     network=a.network, without=part, parameters=sum(p.numel() for p in make().parameters()),

@@ -29,15 +29,14 @@ PUBLISHED = [  # (name, parameters, test accuracy in per cent, epochs, kind)
 ]
 
 
-def ours() -> tuple[float, float, str]:
-    """(parameters, test accuracy) that the notebook printed, and its epochs."""
+def ours() -> tuple[float, float, int]:
+    """(parameters, test accuracy) that the notebook printed, and how many epochs it trained."""
     notebook = nbformat.read(ROOT / "DL_HW3_StudentID.ipynb", as_version=4)
     text = "\n".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
     numbers = re.search(r"([\d,]+) numbers x 4", text).group(1).replace(",", "")
     hw = load_definitions()
-    epochs = sum(stage["epochs"] for stage in (hw.TAUGHT, hw.HARDENING, hw.FINE_TUNING))
-    return (float(numbers), float(re.search(r"test accuracy ([\d.]+) %", text).group(1)),
-            f"{epochs}, after its\nteacher's {hw.Hyperparameters().epochs}")
+    epochs = hw.Hyperparameters().epochs + hw.HARDENING["epochs"] + (hw.BITS < 5) * hw.FINE_TUNING["epochs"]
+    return float(numbers), float(re.search(r"test accuracy ([\d.]+) %", text).group(1)), epochs
 
 
 def main() -> None:

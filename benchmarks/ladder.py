@@ -1,13 +1,12 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--coarse] [--start FILE] [--teacher FILE] [--seed 0] [--images N]
-                                [--test] [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--start FILE] [--seed 0] [--images N] [--test]
+                                [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
 
 NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 dim_head=8. With
---coarse the network is that of the notebook's teacher. A FILE is one of checkpoints/. With --start the network is the
-one in it, which is trained on, less what arguments take away: "heads=(0,0,0)" leaves attention out; epochs=0 only
-scores it. The teacher's answers make the share `taught` of the loss. The test images are not touched without --test. A
-run that was cut short is resumed by the same command.
+--start the network is the one in FILE, one of checkpoints/, which is trained on, less what arguments take away:
+"heads=(0,0,0)" leaves attention out; epochs=0 only scores it. The test images are not touched without --test. A run
+that was cut short is resumed by the same command.
 """
 
 import argparse
@@ -32,9 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
     parser.add_argument("--dataset", default="CIFAR10")
-    parser.add_argument("--coarse", action="store_true")
     parser.add_argument("--start", type=Path)
-    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
@@ -49,9 +46,8 @@ def main() -> None:
     (images, labels, *test_set), classes = hw.load_dataset()
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
     kept = kept[:a.images]
-    start, teacher = (hw.unpack(*hw.torch.load(file, weights_only=True)["packed"]) if file else None
-                      for file in (a.start, a.teacher))
-    base = start.arguments if start else hw.COARSE if a.coarse else {}
+    start = hw.unpack(*hw.torch.load(a.start, weights_only=True)["packed"]) if a.start else None
+    base = start.arguments if start else {}
     changed = {n: value for n, value in settings.items() if n not in names}
     hw.torch.manual_seed(a.seed)
     model = hw.myViT(**dict(num_classes=len(classes)) | base | changed)
@@ -59,22 +55,21 @@ def main() -> None:
         left = model.state_dict().keys()
         model.load_state_dict({n: value for n, value in start.state_dict().items() if n in left})
     trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
-                                folder=ROOT / "checkpoints" / "ladder", teacher=teacher,
+                                folder=ROOT / "checkpoints" / "ladder",
                                 before=hw.sha256_of(model) if start else "")
 
     def score(images, labels):
         return round(hw.accuracy(hw.predict(trained, images), labels), 2)
 
-    settings |= {kind: file.name for kind, file in (("start", a.start), ("teacher", a.teacher)) if file}
+    settings |= {"start": a.start.name} if a.start else {}
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             rows.writeheader()
         rows.writerow(dict(
-            dataset=a.dataset, network="coarse" if hw.COARSE.items() <= base.items() else "ours",
-            settings=json.dumps(settings), seed=a.seed, images=len(kept), epochs=h.epochs,
-            seconds=round(sum(e["seconds"] for e in history)),
+            dataset=a.dataset, network="ours", settings=json.dumps(settings), seed=a.seed, images=len(kept),
+            epochs=h.epochs, seconds=round(sum(e["seconds"] for e in history)),
             held_out=score(images[held], labels[held]), test=score(*test_set) if a.test else "",
             machine=a.machine, note=a.note))
 

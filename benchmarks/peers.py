@@ -1,12 +1,12 @@
-"""Other small networks, ours and its teacher's, trained alike: held-out accuracy against epochs and against seconds.
+"""Other small networks, ours and a coarser one, trained alike: held-out accuracy against epochs and against seconds.
 
     python benchmarks/peers.py [--epochs 8 | --seconds 900] [--only NAME ...] [--optimizers NAME ...] [--seed 0]
 
-Labels alone teach. Same images, augmentation, schedule and running average of weights, for each optimizer that suits a
-network: SGD as ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this batch; the
-notebook's Muon with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With --seconds
-each network trains for as many epochs as fit into that time (without evaluation). Only a run's last epoch is a result:
-before it the rates are not annealed. Appends a row an epoch to benchmarks/peers.csv; leaves the weights in
+Whole pictures, none pasted into another. Same images, schedule and running average of weights, for each optimizer that
+suits a network: SGD as ResNets are trained, AdamW as Transformers are, at the rates of their authors scaled to this
+batch; the notebook's Muon with AdamW, at rates tuned for ours. CCT's dropout and stochastic depth are left out. With
+--seconds each network trains for as many epochs as fit into that time (without evaluation). Only a run's last epoch is
+a result: before it the rates are not annealed. Appends a row an epoch to benchmarks/peers.csv; leaves the weights in
 checkpoints/ladder/peer-*.pt, where shift.py finds them.
 """
 
@@ -152,14 +152,16 @@ def split(model):
     return [p for p in model.parameters() if id(p) in inner], [p for p in model.parameters() if id(p) not in inner]
 
 
+PLAIN = dict(sides=(32,), pasted=0.0)
 OPTIMIZERS = {  # name: (make, peak rates)
     "SGD": (lambda m: [torch.optim.SGD(m.parameters(), 0.2, 0.9, weight_decay=1e-4)], (0.2, 0)),
     "AdamW": (lambda m: [torch.optim.AdamW(m.parameters(), weight_decay=0.03)], (1e-3, 0)),
     "Muon": (lambda m: [hw.Muon(split(m)[0], 0.02), torch.optim.AdamW(split(m)[1], weight_decay=0)], (0.02, 2e-3)),
 }
+COARSE = dict(patch_size=2, merging="patch", dims=(64, 96), depths=(3, 3), heads=(0, 3), mlp_dims=(128, 174))
 NETWORKS = {  # name: (make, optimizers that suit it)
     "ours": (hw.myViT, ["Muon", "AdamW"]),
-    "teacher": (lambda: hw.myViT(**hw.COARSE), ["Muon", "AdamW"]),
+    "coarse": (lambda: hw.myViT(**COARSE), ["Muon", "AdamW"]),
     "ResNet-20": (lambda: Normalized(resnet20()), ["SGD", "AdamW"]),
     "CCT-2/3x2": (lambda: Normalized(CCT()), ["AdamW", "Muon"]),
     "template-ViT": (PlainViT, ["AdamW", "Muon"]),
@@ -219,7 +221,7 @@ def main() -> None:
     images, labels, _, _ = hw.load_cifar10()
     kept, held = hw.split_held_out(labels)
     hw.keep_freed_memory()
-    h = hw.Hyperparameters(epochs=a.epochs)
+    h = hw.Hyperparameters(epochs=a.epochs, **PLAIN)
     with appended(ROOT / "benchmarks" / "peers.csv", COLUMNS) as rows:
         for name in a.only:
             make, optimizers = NETWORKS[name]

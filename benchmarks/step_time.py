@@ -1,8 +1,8 @@
 """Milliseconds of one training step, with and without what the notebook does to speed it up on a CPU.
 
-    python benchmarks/step_time.py [coarse]
+    python benchmarks/step_time.py
 
-Of the notebook's network or, with `coarse`, of its teacher's. Each row runs in a process of its own: forward and
+Each row runs in a process of its own: forward and
 backward pass, then both optimizers, on a batch of 128.
 """
 
@@ -25,7 +25,7 @@ VARIANTS = {  # name: what differs
 }
 
 
-def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=None, coarse=False, steps=25) -> float:
+def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=None, steps=25) -> float:
     sys.path.insert(0, str(ROOT))
     from run import load_definitions
 
@@ -38,7 +38,7 @@ def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=
     torch.manual_seed(0)
     if bfloat16 is None:
         bfloat16 = hw.bfloat16_pays(torch.device("cpu"))
-    model = hw.myViT(**hw.COARSE if coarse else {}).to(memory_format=torch.channels_last)
+    model = hw.myViT().to(memory_format=torch.channels_last)
     optimizers = hw.make_optimizers(model, h)
     if optimizer == "torch.optim.Muon":
         optimizers[0] = torch.optim.Muon([p for p in model.stages.parameters() if p.ndim == 2], lr=h.muon_lr)
@@ -61,12 +61,11 @@ def measure(side=32, place_by_place=True, keep=True, optimizer="Muon", bfloat16=
 
 
 if __name__ == "__main__":
-    coarse = sys.argv[1:2] == ["coarse"]
-    if sys.argv[1 + coarse:]:
-        print(measure(coarse=coarse, **VARIANTS[sys.argv[-1]]))
+    if sys.argv[1:]:
+        print(measure(**VARIANTS[sys.argv[1]]))
     else:
         print(f"{'variant':36} {'ms a step':>10}")
         for name in VARIANTS:
-            command = [sys.executable, __file__, *sys.argv[1:], name]
+            command = [sys.executable, __file__, name]
             out = subprocess.run(command, capture_output=True, text=True, check=True)
             print(f"{name:36} {float(out.stdout):10.0f}", flush=True)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from peers import NETWORKS, OPTIMIZERS, hw
+from peers import NETWORKS, OPTIMIZERS, PLAIN, hw
 
 LOG = Path(__file__).with_suffix(".csv")
 COLUMNS = ["network", "parameters", "images_per_second_batch_1", "images_per_second_batch_256", "training_megabytes",
@@ -49,8 +49,8 @@ def measure(name: str) -> None:
     model = make().to(memory_format=torch.channels_last)
     optimizers = OPTIMIZERS[optimizer][0](model)
     images, labels = torch.randint(0, 256, (1280, 32, 32, 3), dtype=torch.uint8), torch.randint(0, 10, (1280,))
-    hw.train_epoch(model, copy.deepcopy(model), optimizers, images, labels, labels > 4, 1, hw.Hyperparameters(),
-                   torch.Generator(), False)
+    hw.train_epoch(model, copy.deepcopy(model), optimizers, images, labels, labels > 4, 1,
+                   hw.Hyperparameters(**PLAIN), torch.Generator(), False)
     memory = peak_megabytes() - before
     model.eval()
     row = dict(network=name, parameters=sum(p.numel() for p in model.parameters()), threads=torch.get_num_threads(),

@@ -97,7 +97,7 @@ def kinds(model):
     return {type(module).__name__ for module in model.modules()}
 
 
-@pytest.mark.parametrize("network", ["ours", "teacher"])
+@pytest.mark.parametrize("network", ["ours", "coarse"])
 def test_each_ablated_network_lacks_its_part_alone(ablations, network):
     makes = {part: make for part, (make, *_) in ablations.parts(ablations.NETWORKS[network]).items()}
     whole = makes["nothing"]()
@@ -164,6 +164,18 @@ def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path
     peers.main()  # adds its rows to those that are there
     rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
     assert [r["optimizer"] for r in rows[4:]] == [optimizers[1]] * 2
+
+
+def test_the_plot_of_peers_takes_the_run_that_ended_best(ablations):
+    module = importlib.import_module("peers_plot")
+    rows = [("a", 300, "x", 1, 99), ("a", 300, "x", 2, 50), ("b", 300, "x", 1, 40), ("b", 300, "x", 2, 60),
+            ("c", 300, "y", 1, 55), ("c", 300, "y", 2, 58), ("d", 600, "x", 1, 70), ("d", 600, "x", 2, 80)]
+    log = module.pd.DataFrame(rows, columns=["run", "budget", "network", "epoch", "held_out"]).assign(epochs=2)
+    chosen = module.best_runs(log, 300)
+    assert {network: run.held_out.tolist() for network, run in chosen.items()} == {"x": [40, 60], "y": [55, 58]}
+    assert list(chosen) == ["x", "y"]                        # the best first
+    with pytest.raises(ValueError, match=r"budget is 5; peers\.csv has no run with that"):
+        module.best_runs(log, 5)
 
 
 def test_time_to_accuracy_tells_the_median_of_the_last_epochs(ablations, monkeypatch, tmp_path, sample, capsys):

@@ -147,7 +147,7 @@ def test_a_retraining_replaces_the_trained_weights_when_it_is_done(hw, uninterru
 def test_a_training_in_two_parts_resumes_in_the_second(hw, tmp_path, capsys, batch, finished):
     def both(second=tiny.train):
         first, _ = tiny.train(hw, tmp_path)
-        return second(hw, tmp_path, tiny.hyperparameters(hw, taught=0.5), teacher=first)
+        return second(hw, tmp_path, tiny.hyperparameters(hw, spoilt=0.5), before=hw.sha256_of(first))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hw, "augment", tiny.at_call(3 * tiny.STEPS + batch, hw.augment, stop))
@@ -361,75 +361,54 @@ def test_trained_on_leaves_the_model_alone_and_starts_from_it(hw, sample, tmp_pa
     assert all(map(torch.equal, models[0].state_dict().values(), before))
 
 
-# a teacher
+# pictures in which a part of another is pasted
 
-def test_distance_is_the_softened_kl_divergence(hw):
-    logits, answers = torch.randn(5, 7), torch.randn(5, 7)
-    p, q = ((t.double() / 3).softmax(dim=1) for t in (answers, logits))
-    expected = 9 * (p * (p / q).log()).sum(dim=1).mean()
-    torch.testing.assert_close(hw.distance(logits, answers, temperature=3.0).double(), expected, rtol=1e-4, atol=1e-5)
-    assert hw.distance(logits, logits) == pytest.approx(0, abs=1e-6)
-    assert hw.distance(logits, answers, 3.0) != pytest.approx(hw.distance(answers, logits, 3.0).item())  # not symmetric
-    with pytest.raises(ValueError, match=r"answers has shape \(5, 1\); it must be that of logits, \(5, 7\)"):
-        hw.distance(logits, answers[:, :1])
-
-
-class Teacher(torch.nn.Module):
-    """Answers that this is class 3, whatever it is, and keeps what it saw."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def forward(self, x):
-        assert not self.training and not torch.is_grad_enabled()
-        self.seen.append(x)
-        return 20 * torch.nn.functional.one_hot(torch.full((len(x),), 3), 10).float() + self.weight
+def test_what_is_pasted_is_one_rectangle_of_another_picture(hw):
+    x, labels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 20, 12), 10 + torch.arange(6)
+    generator, parts = torch.Generator().manual_seed(0), []
+    for _ in range(100):
+        pasted, others, part = hw.paste(x, labels, generator)
+        parts.append(part)
+        assert sorted(others) == sorted(labels)
+        for i, (picture, other) in enumerate(zip(pasted, others - 10)):
+            inside = picture == other
+            assert ((picture == i) | inside).all()
+            assert torch.equal(inside[0], inside[1]) and torch.equal(inside[0], inside[2])
+            if other != i:
+                assert inside.double().mean().item() == pytest.approx(part)
+                rows, columns = inside[0].any(1), inside[0].any(0)
+                assert inside[0].sum() == rows.sum() * columns.sum()
+                assert max(cells.int().diff().abs().sum() for cells in (rows, columns)) <= 2  # without a gap
+    assert min(parts) < 0.05 and max(parts) > 0.7
+    assert torch.equal(x[:, 0, 0, 0], torch.arange(6.0))      # what was handed in stays as it was
+    with pytest.raises(ValueError, match="labels has 5 entries; it must have one for each of the 6 pictures"):
+        hw.paste(x, labels[:5], generator)
 
 
-def test_a_student_believes_its_teacher(hw, sample, tmp_path):
-    images = torch.from_numpy(sample[0])
-    believed = []
-    for share in (0.01, 1.0):
-        h = tiny.hyperparameters(hw, epochs=8, adamw_lr=0.01, taught=share)
-        model, _ = tiny.train(hw, tmp_path, h, teacher=Teacher())
-        believed.append((hw.predict(model, images).argmax(dim=1) == 3).double().mean().item())
-    assert believed[0] < 0.6 and believed[1] == 1
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_that_share_of_the_batches_is_pasted_but_for_the_last_epochs(hw, tmp_path, monkeypatch, share):
+    def paste(x, labels, generator):
+        calls.append(len(epochs))
+        assert x.shape[2:] == (32, 32)                       # before it is shrunk
+        return whole_paste(x, labels, generator)
+
+    def train_epoch(*arguments):
+        epochs.append(arguments)
+        return whole_epoch(*arguments)
+
+    calls, epochs, whole_paste, whole_epoch = [], [], hw.paste, hw.train_epoch
+    monkeypatch.setattr(hw, "paste", paste)
+    monkeypatch.setattr(hw, "train_epoch", train_epoch)
+    tiny.train(hw, tmp_path, tiny.hyperparameters(hw, epochs=8, pasted=share, plain=0.3, sides=(16,)))
+    assert len(epochs) == 8 and all(epoch <= 5 for epoch in calls)
+    assert abs(len(calls) - share * 5 * tiny.STEPS) <= (6 if share == 0.5 else 0)
 
 
-def test_a_teacher_sees_whole_pictures_and_the_student_spoilt_small_ones(hw, tmp_path, monkeypatch):
-    teacher, student = Teacher(), []
-    whole_spoil = hw.spoil
-    monkeypatch.setattr(hw, "spoil", lambda x, s, generator: student.append(x) or whole_spoil(x, 1.0, generator))
-    tiny.train(hw, tmp_path, tiny.hyperparameters(hw, epochs=1, sides=(16,), spoilt=0.5, taught=0.5), teacher=teacher)
-    assert len(teacher.seen) == len(student) == tiny.STEPS
-    for whole, small in zip(teacher.seen, student):
-        assert whole.shape[2:] == (32, 32)
-        torch.testing.assert_close(hw.shrink(whole, 16), small)
-
-
-def test_other_teachers_make_other_files_and_stay_as_they_are(hw, tmp_path):
-    h = tiny.hyperparameters(hw, epochs=1, taught=0.5)
-    teachers = [hw.myViT(**tiny.MODEL) for _ in range(2)]
-    before = [t.clone() for teacher in teachers for t in teacher.state_dict().values()]
-    results = [tiny.train(hw, tmp_path, h, teacher=teacher) for teacher in teachers]
-    assert len(checkpoints(tmp_path)) == 2
-    assert results[0][1][0]["loss"] != results[1][1][0]["loss"]
-    assert all(map(torch.equal, before, [t for teacher in teachers for t in teacher.state_dict().values()]))
-    assert all(teacher.training for teacher in teachers)
-
-
-@pytest.mark.parametrize("share, teacher, message", [
-    (0.5, None, "h.taught is 0.5 without a teacher"), (0.0, Teacher(), "h.taught is 0.0 with a teacher"),
-    (1.5, Teacher(), "h.taught is 1.5 with a teacher; it must be 0 without one, above 0 and at most 1 with one")])
-def test_a_teacher_is_needed_just_where_it_is_used(hw, tmp_path, share, teacher, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        tiny.train(hw, tmp_path, tiny.hyperparameters(hw, taught=share), teacher=teacher)
-    assert checkpoints(tmp_path) == []
+def test_a_pasted_picture_counts_for_both_labels_by_area(hw, sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(hw, "paste", lambda x, labels, generator: (x, torch.full_like(labels, 3), 0.75))
+    model, _ = tiny.train(hw, tmp_path, tiny.hyperparameters(hw, epochs=20, adamw_lr=0.02, pasted=1.0, plain=0.0))
+    shares = hw.predict(model, torch.from_numpy(sample[0])).softmax(dim=1).mean(dim=0)
+    assert shares[3].item() == pytest.approx(0.75 + 0.25 / 10, abs=0.06)
 
 
 # evaluation
