@@ -61,8 +61,11 @@ def parts(network: dict) -> dict:
         "shift": (vit(), "Muon", dict(shift=0)),
         "mirror": (vit(), "Muon", dict(mirror=False)),
     }
+    if "batch" in a["norms"]:
+        found["batch normalisation, layer normalisation instead"] = (
+            vit(norms=("layer",) * len(a["norms"])), "Muon", {})
     if len(a["dims"]) > 2:
-        later = {name: a[name][1:] for name in ("dims", "depths", "heads", "mlp_dims")}
+        later = {name: a[name][1:] for name in ("dims", "depths", "heads", "mlp_dims", "norms")}
         found["first stage"] = (vit(patch_size=2 * a["patch_size"], **later), "Muon", {})
     return found
 

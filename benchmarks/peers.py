@@ -158,7 +158,8 @@ OPTIMIZERS = {  # name: (make, peak rates)
     "AdamW": (lambda m: [torch.optim.AdamW(m.parameters(), weight_decay=0.03)], (1e-3, 0)),
     "Muon": (lambda m: [hw.Muon(split(m)[0], 0.02), torch.optim.AdamW(split(m)[1], weight_decay=0)], (0.02, 2e-3)),
 }
-COARSE = dict(patch_size=2, merging="patch", dims=(64, 96), depths=(3, 3), heads=(0, 3), mlp_dims=(128, 174))
+COARSE = dict(patch_size=2, merging="patch", dims=(64, 96), depths=(3, 3), heads=(0, 3), mlp_dims=(128, 174),
+              norms=("layer", "layer"))
 NETWORKS = {  # name: (make, optimizers that suit it)
     "ours": (hw.myViT, ["Muon", "AdamW"]),
     "coarse": (lambda: hw.myViT(**COARSE), ["Muon", "AdamW"]),

@@ -225,7 +225,8 @@ def ladder(ablations, monkeypatch, tmp_path, sample):
 def test_the_ladder_trains_on_from_a_file_less_what_arguments_take_away(ladder, tmp_path):
     hw, file = ladder.hw, tmp_path / "start.pt"
     torch.manual_seed(0)
-    start = hw.myViT(dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10), merging="mean").eval()
+    start = hw.myViT(
+        dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10), norms=("batch", "layer")).eval()
     torch.nn.init.normal_(start.stages[1][1].blocks[0].attention.to_out.weight, std=9)  # so that it matters
     torch.save(dict(packed=hw.pack(start)[1]), file)
     row = ladder("--start", file, "epochs=0")

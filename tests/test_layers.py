@@ -13,7 +13,8 @@ from torch import nn
 
 B, N, M, DIM, HEADS, HEAD, HIDDEN = 2, 5, 6, 7, 3, 4, 11  # all different; HEADS x HEAD > DIM
 TINY = dict(
-    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
+    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10),
+    norms=("batch", "layer"))
 FINE = TINY | dict(patch_size=1, merging="mean")
 
 close = torch.testing.assert_close
@@ -397,7 +398,7 @@ def test_the_network_is_as_described(hw):
         stage.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
     model(torch.rand(B, 3, 32, 32))
     assert seen == [(1024, 32), (256, 64), (64, 96)]
-    assert sum(t.numel() for t in [*model.parameters(), *model.buffers()]) == 244_081
+    assert sum(t.numel() for t in [*model.parameters(), *model.buffers()]) == 245_114
 
 
 def test_tokens_are_merged_by_their_mean(hw):
@@ -409,6 +410,31 @@ def test_tokens_are_merged_by_their_mean(hw):
     _, tokens, merged, _ = grids                       # of the first stage, then what the second one gets
     x = tokens.reshape(B, 8, 8, 6).permute(0, 3, 1, 2)
     close(merged, (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4)
+
+
+def test_batch_norm_scales_features_over_all_tokens_and_remembers(hw):
+    norm, x = hw.myBatchNorm(DIM), 3 * torch.randn(B, N, DIM) + torch.arange(float(DIM))
+    nn.init.normal_(norm.batch_norm.weight)
+    nn.init.normal_(norm.batch_norm.bias)
+    rows = x.reshape(B * N, DIM)
+    scale, bias = norm.batch_norm.weight, norm.batch_norm.bias
+    close(norm(x).reshape(B * N, DIM), (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt() * scale + bias)
+    for _ in range(200):
+        norm(x)
+    one = norm.eval()(x[:1, :1])                       # a single token, by what was seen in training
+    close(one[0, 0], (rows[0] - rows.mean(0)) / (rows.var(0) + 1e-5).sqrt() * scale + bias)
+
+
+@pytest.mark.parametrize("norms", [("batch", "layer"), ("layer", "batch"), ("layer", "layer")])
+def test_each_stage_has_its_norm(hw, norms):
+    model = hw.myViT(**TINY | dict(norms=norms))
+    for norm, (_, transformer) in zip(norms, model.stages):
+        used = [m for m in (transformer.blocks[0].attention_norm, transformer.blocks[0].ffn_norm) if m is not None]
+        assert all(isinstance(m, hw.myBatchNorm if norm == "batch" else nn.LayerNorm) for m in used)
+    model.stem = model.stem[:1]                        # without its own batch normalisation
+    one, two = torch.rand(2, 1, 3, 16, 16)
+    alone, together = model.train()(one), model(torch.cat([one, two]))[:1]
+    assert torch.allclose(alone, together, atol=1e-6) == ("batch" not in norms)  # which looks at other pictures, too
 
 
 def test_vit_normalises_inside(hw):
@@ -471,7 +497,10 @@ REFUSED = [
     (lambda hw: hw.myTransformer(6, -1, 4, 11), "heads is -1", ""),
     (lambda hw: hw.myTransformer(6, 3, 4, 0), "hidden_dim is 0", ""),
     (lambda hw: hw.myTransformer(6, 3, 4, 11, depth=0), "depth is 0", ""),
+    (lambda hw: hw.myTransformer(6, 3, 4, 11, norm="group"), "norm is 'group'", "'layer', 'batch'"),
+    (lambda hw: hw.myBatchNorm(6)(torch.rand(2, 5, 7)), "x has shape (2, 5, 7)", "must be 6"),
     (lambda hw: hw.myViT(dims=(64,)), "dims (64,)", "one length"),
+    (lambda hw: hw.myViT(norms=("batch",)), "norms ('batch',)", "one length"),
     (lambda hw: hw.myViT(**TINY)(torch.rand(2, 1, 16, 16)), "images has shape (2, 1, 16, 16)", "(batch, 3, side"),
     (lambda hw: hw.myViT(**TINY)(torch.rand(2, 3, 16, 12)), "images has shape (2, 3, 16, 12)", "(batch, 3, side"),
     (lambda hw: hw.myViT(**TINY)(torch.rand(3, 16, 16)), "images has shape (3, 16, 16)", "(batch, 3, side"),

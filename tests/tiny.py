@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 MODEL = dict(
-    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10))
+    stem_dim=4, patch_size=2, merging="patch", dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10),
+    norms=("batch", "layer"))
 STEPS = 5  # of 10 images
 
 
