@@ -1,7 +1,7 @@
 """Train with some hyperparameters changed, score on the held-out images, and add a row to benchmarks/runs.csv.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--start FILE] [--seed 0] [--images N] [--test]
-                                [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
+    python benchmarks/ladder.py [--dataset CIFAR10] [--start FILE] [--seed 0] [--images N | --all]
+                                [--test] [--machine TEXT] [--note TEXT] [NAME=VALUE ...]
 
 NAME is a field of the notebook's Hyperparameters or an argument of its myViT: epochs=8 batch_size=256 dim_head=8. With
 --start the network is the one in FILE, one of checkpoints/, which is trained on, less what arguments take away:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but the 5,000 held out")
+    parser.add_argument("--all", action="store_true", help="train on those 5,000, too; then none are held out")
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
     parser.add_argument("--note", default="")
     parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}", help="for the log")
@@ -45,7 +46,9 @@ def main() -> None:
     h = hw.Hyperparameters(**{"mirror": hw.MIRRORED} | {n: value for n, value in settings.items() if n in names})
     (images, labels, *test_set), classes = hw.load_dataset()
     kept, held = hw.split_held_out(labels)  # always the same split, whatever the seed of the training
-    kept = kept[:a.images]
+    train_set, held_out_set = (images[kept[:a.images]], labels[kept[:a.images]]), (images[held], labels[held])
+    if a.all:
+        train_set, held_out_set = (images, labels), None
     start = hw.unpack(*hw.torch.load(a.start, weights_only=True)["packed"]) if a.start else None
     base = start.arguments if start else {}
     changed = {n: value for n, value in settings.items() if n not in names}
@@ -54,7 +57,7 @@ def main() -> None:
     if start:
         left = model.state_dict().keys()
         model.load_state_dict({n: value for n, value in start.state_dict().items() if n in left})
-    trained, history = hw.train(model, (images[kept], labels[kept]), (images[held], labels[held]), h, seed=a.seed,
+    trained, history = hw.train(model, train_set, held_out_set, h, seed=a.seed,
                                 folder=ROOT / "checkpoints" / "ladder",
                                 before=hw.sha256_of(model) if start else "")
 
@@ -68,9 +71,9 @@ def main() -> None:
         if new:
             rows.writeheader()
         rows.writerow(dict(
-            dataset=a.dataset, network="ours", settings=json.dumps(settings), seed=a.seed, images=len(kept),
+            dataset=a.dataset, network="ours", settings=json.dumps(settings), seed=a.seed, images=len(train_set[0]),
             epochs=h.epochs, seconds=round(sum(e["seconds"] for e in history)),
-            held_out=score(images[held], labels[held]), test=score(*test_set) if a.test else "",
+            held_out=score(*held_out_set) if held_out_set else "", test=score(*test_set) if a.test else "",
             machine=a.machine, note=a.note))
 
 

@@ -193,7 +193,7 @@ def test_second_run_takes_the_trained_weights(runs):
     folder, ((first, files), (second, files_again)) = runs
     assert "trained weights from" not in printed(first, "training")
     assert "trained weights from" in printed(second, "training")
-    assert [p.suffix for p in (folder / "checkpoints" / "CIFAR10").iterdir()] == 4 * [".pt"]
+    assert [p.suffix for p in (folder / "checkpoints" / "CIFAR10").iterdir()] == 8 * [".pt"]
     assert files["B12345678_submission.csv"] == files_again["B12345678_submission.csv"]
 
 
@@ -229,7 +229,7 @@ def test_retrain_trains_anew_and_puts_the_weights_in_place(runs):
     before = {p.name: p.stat().st_mtime_ns for p in checkpoints.iterdir()}
     execute(folder / NOTEBOOK.name, QUICK | dict(RETRAIN=True), quiet=True)
     executed = nbformat.read(folder / NOTEBOOK.name, as_version=4)
-    for cell in ("training", "harder", "by_bits"):
+    for cell in ("training", "harder", "by_bits", "final", "final_bits"):
         assert "trained weights from" not in printed(executed, cell)
     after = {p.name: p.stat().st_mtime_ns for p in checkpoints.iterdir()}
     assert after.keys() == before.keys() and all(after[name] > before[name] for name in before)
@@ -245,9 +245,10 @@ def test_another_data_set_runs_top_to_bottom_and_leaves_cifar10s_files_alone(tmp
     write_fashion_mnist(tmp_path / "data", sample)
     pt = tmp_path / "B12345678_submission.pt"
     pt.write_bytes(b"CIFAR-10's")
-    execute(path, QUICK | dict(DATASET="FashionMNIST", BITS=8), quiet=True)
+    execute(path, QUICK | dict(DATASET="FashionMNIST", BITS=8, TRAIN_ON_ALL=False), quiet=True)
     executed = nbformat.read(path, as_version=4)
     assert_executed(executed)
+    assert "trained weights from" in printed(executed, "final")  # those of the rehearsal
     assert pt.read_bytes() == b"CIFAR-10's"
     assert len((tmp_path / "B12345678_FashionMNIST_submission.csv").read_text().splitlines()) == 31
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["FashionMNIST"]

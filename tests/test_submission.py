@@ -221,8 +221,28 @@ def test_training_with_rounded_weights_returns_what_it_stores(hw, tmp_path):
     assert hw.pickled(first) == hw.pickled(again)
     for tensor, other in zip(first.state_dict().values(), again.state_dict().values()):
         assert torch.equal(tensor, other)
-    assert not torch.equal(first.head[1].weight, hw.smaller(model, 8, None, None, None).head[1].weight)
+    stored = hw.unpack(*hw.pack(first)[1])
+    for tensor, other in zip(first.state_dict().values(), stored.state_dict().values()):
+        assert torch.equal(tensor, other)
+    assert not torch.equal(first.head[1].weight, hw.smaller(model, 8, data, None, None).head[1].weight)
     assert model.bits == 32 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("bits", [32, 8, 5])
+def test_statistics_are_those_of_the_rounded_weights_on_whole_pictures(hw, bits):
+    model = trained_model(hw)
+    with np.load(SAMPLE) as arrays:
+        images = torch.from_numpy(arrays["train_images"])
+    smaller = hw.smaller(model, bits, (images, None), None, None)
+    seen = {}
+    for name, module in smaller.named_modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].var(dim=0)}))
+    with torch.no_grad():
+        smaller(hw.to_input(images))
+    assert seen and not smaller.training
+    for name, variance in seen.items():
+        torch.testing.assert_close(smaller.get_submodule(name).running_var, variance, rtol=0.03, atol=1e-3)
 
 
 # the .csv

@@ -1,4 +1,5 @@
 import inspect
+import math
 import re
 import shutil
 import signal
@@ -72,6 +73,12 @@ def test_training_is_fixed_by_the_seed(hw, uninterrupted, tmp_path):
     assert_same(tiny.train(hw, tmp_path), uninterrupted)
     other, _ = tiny.train(hw, tmp_path, seed=1)
     assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), uninterrupted[0].parameters()))
+
+
+def test_scoring_held_out_images_does_not_change_the_training(hw, uninterrupted, tmp_path):
+    model, history = tiny.train(hw, tmp_path, held_out=False)
+    assert all(math.isnan(e["held_out"]) for e in history)
+    assert_same((model, [e | dict(held_out=u["held_out"]) for e, u in zip(history, uninterrupted[1])]), uninterrupted)
 
 
 def test_a_complete_checkpoint_skips_training(hw, uninterrupted, tmp_path, capsys):
