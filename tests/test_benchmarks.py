@@ -199,6 +199,10 @@ def test_time_to_accuracy_tells_the_median_of_the_last_epochs(ablations, monkeyp
         (target, str(seed), f"{10.0 + seed**2}", f"{79.0 + seed}") for target in ("57", "80") for seed in range(3)]
     said = [line for line in capsys.readouterr().out.splitlines() if "median" in line]
     assert said == ["57 %: median 11 s; reached by 3 of 3 runs", "80 %: median 11 s; reached by 2 of 3 runs"]
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--network", "coarse", "--targets", "90"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "coarse has no plan for 90 %" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -247,3 +251,13 @@ def test_the_ladder_trains_on_from_a_file_less_what_arguments_take_away(ladder, 
     assert len(list((tmp_path / "checkpoints" / "ladder").glob("*.pt"))) == 4           # each training has its own name
     with pytest.raises(RuntimeError, match="Missing key"):
         ladder("--start", file, "epochs=0", "depths=(1,2)")
+
+
+def test_the_ladder_trains_on_all_images_and_scores_none_of_them(ladder):
+    small = ["dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "dim_head=3", "mlp_dims=(9,10)", "norms=('batch','layer')"]
+    row = ladder("--all", "epochs=1", "batch_size=20", *small)
+    assert (row["images"], row["held_out"], row["test"]) == ("60", "", "")
+    row = ladder("epochs=1", "batch_size=20", *small)
+    assert row["images"] == "40" and row["held_out"]
+    with pytest.raises(SystemExit):
+        ladder("--all", "--images", 20, "epochs=1")
