@@ -171,11 +171,12 @@ def test_the_plot_of_peers_takes_the_run_that_ended_best(ablations):
     rows = [("a", 300, "x", 1, 99), ("a", 300, "x", 2, 50), ("b", 300, "x", 1, 40), ("b", 300, "x", 2, 60),
             ("c", 300, "y", 1, 55), ("c", 300, "y", 2, 58), ("d", 600, "x", 1, 70), ("d", 600, "x", 2, 80)]
     log = module.pd.DataFrame(rows, columns=["run", "budget", "network", "epoch", "held_out"]).assign(epochs=2)
-    chosen = module.best_runs(log, 300)
+    chosen = module.best_runs(log, "budget", 300)
     assert {network: run.held_out.tolist() for network, run in chosen.items()} == {"x": [40, 60], "y": [55, 58]}
     assert list(chosen) == ["x", "y"]                        # the best first
     with pytest.raises(ValueError, match=r"budget is 5; peers\.csv has no run with that"):
-        module.best_runs(log, 5)
+        module.best_runs(log, "budget", 5)
+    assert list(module.best_runs(log, "epochs", 2)["x"].run) == ["d", "d"]    # whatever the budget
 
 
 def test_time_to_accuracy_tells_the_median_of_the_last_epochs(ablations, monkeypatch, tmp_path, sample, capsys):
