@@ -1,6 +1,6 @@
 """What each part of the network and of its training is worth: held-out accuracy without it, at a short budget.
 
-    python benchmarks/ablations.py [--network ours|coarse] [--only NAME ...] [--seeds 0 1] [--epochs 3]
+    python benchmarks/ablations.py [--network ours|coarse] [--only NAME ...] [--seeds 0 1] [--epochs 3] [--ema 0.999]
 
 The network is the notebook's or the coarse one of peers.py. Each part is left out alone; pictures are shrunk to 24 x 24
 pixels for two thirds of the epochs, and none is pasted into another. Nothing is tuned anew for what is left, so a
@@ -14,7 +14,7 @@ from peers import COARSE, appended, hw, train
 from torch import nn
 
 LOG = Path(__file__).with_suffix(".csv")
-COLUMNS = ["network", "without", "parameters", "optimizer", "seed", "epochs", "seconds", "held_out"]
+COLUMNS = ["network", "without", "parameters", "optimizer", "ema", "seed", "epochs", "seconds", "held_out"]
 
 
 class Nothing(nn.Module):
@@ -36,6 +36,12 @@ def without_stem(network):
     return model
 
 
+def with_stem_of_one_pixel(network):
+    model = hw.myViT(**network)
+    model.stem[0] = nn.Conv2d(3, model.stem[0].out_channels, kernel_size=1, bias=False)
+    return model
+
+
 def parts(network: dict) -> dict:
     """What can be left out of myViT(**network): {name: (how to make the rest, its optimizers, changed settings)}."""
     model = hw.myViT(**network)
@@ -54,6 +60,7 @@ def parts(network: dict) -> dict:
         "attention, a wider FFN instead": (vit(**wider), "Muon", {}),
         "locality": (lambda: without_locality(network), "Muon", {}),
         "stem": (lambda: without_stem(network), "Muon", {}),
+        "stem, one pixel at a time instead": (lambda: with_stem_of_one_pixel(network), "Muon", {}),
         "merging as it is, the other kind instead": (vit(**other), "Muon", {}),
         "Muon, AdamW instead": (vit(), "AdamW", {}),
         "running average": (vit(), "Muon", dict(ema=0.0)),
@@ -79,6 +86,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--ema", type=float, default=hw.Hyperparameters.ema, help="of the running average")
     a = parser.parse_args()
     found = parts(NETWORKS[a.network])
     if unknown := set(a.only or ()) - set(found):
@@ -90,11 +98,11 @@ def main() -> None:
         for seed in a.seeds:
             for part in a.only or found:
                 make, optimizer, changed = found[part]
-                h = hw.Hyperparameters(epochs=a.epochs, sides=(24, 24, 32), pasted=0.0, **changed)
+                h = hw.Hyperparameters(**dict(epochs=a.epochs, sides=(24, 24, 32), pasted=0.0, ema=a.ema) | changed)
                 *_, (_, _, seconds, held_out, _) = train(make, optimizer, h, seed, train_set, held_out_set, None)
                 rows.writerow(dict(
                     network=a.network, without=part, parameters=sum(p.numel() for p in make().parameters()),
-                    optimizer=optimizer, seed=seed, epochs=a.epochs, seconds=round(seconds),
+                    optimizer=optimizer, ema=h.ema, seed=seed, epochs=a.epochs, seconds=round(seconds),
                     held_out=round(held_out, 2)))
                 print(f"without {part}, seed {seed}: {held_out:.2f} %, {seconds:.0f} s", flush=True)
 

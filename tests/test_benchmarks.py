@@ -105,6 +105,8 @@ def test_each_ablated_network_lacks_its_part_alone(ablations, network):
     assert lost["attention"] == lost["attention, a wider FFN instead"] == {"myMultiHeadAttention"}
     assert lost["locality"] == {"myLocality"}
     assert lost["stem"] == {"BatchNorm2d", "ReLU"}  # convolutions are in locality, too
+    assert not lost["stem, one pixel at a time instead"]
+    assert makes["stem, one pixel at a time instead"]().stem[0].kernel_size == (1, 1) != whole.stem[0].kernel_size
     other = makes["merging as it is, the other kind instead"]().arguments
     assert [name for name in other if other[name] != whole.arguments[name]] == ["merging"]
     sizes = {part: sum(p.numel() for p in make().parameters()) for part, make in makes.items()}

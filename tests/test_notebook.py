@@ -8,6 +8,7 @@ import zipfile
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT, SAMPLE, SAMPLE_SHA256
 from nbclient.exceptions import CellExecutionError
 from test_data import write_fashion_mnist
@@ -254,6 +255,17 @@ def test_another_data_set_runs_top_to_bottom_and_leaves_cifar10s_files_alone(tmp
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["FashionMNIST"]
     (export,) = tagged(executed, "export")
     assert re.search(r"(?m)^ *yes +csv agrees with the model +100\.00% of 30 rows$", "".join(texts(export)))
+
+
+@pytest.mark.parametrize("counts, held", [((1000, 1000, 100), 20), ((40, 4), 1), ((9000, 8000), 1600)])
+def test_of_an_unbalanced_data_set_a_fifth_of_the_smallest_class_is_held_out(hw, notebook, counts, held):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    images = torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8)
+    (cell,) = (c for c in notebook.cells if c.id == "data")
+    names = vars(hw) | dict(
+        DATASET="pictures", load_dataset=lambda: ((images, labels, images, labels), "abc"[:len(counts)]))
+    exec(cell.source, names)
+    assert labels[names["held"]].bincount().tolist() == [held] * len(counts)
 
 
 def test_a_cell_that_fails_is_saved_and_said(tmp_path):

@@ -228,6 +228,29 @@ def test_training_with_rounded_weights_returns_what_it_stores(hw, tmp_path):
     assert model.bits == 32 and len(list(tmp_path.iterdir())) == 2
 
 
+def test_rounded_training_is_found_where_the_statistics_come_out_otherwise(hw, tmp_path):
+    model = trained_model(hw)
+    with np.load(SAMPLE) as arrays:
+        data = [torch.from_numpy(arrays[name]) for name in ("train_images", "train_labels")]
+    options = dict(before=["one", "other", 0.4], folder=tmp_path, device=torch.device("cpu"))
+    first = hw.smaller(model, 4, data, None, tiny.hyperparameters(hw), **options)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer *= 1 + 1e-6                               # as on another processor
+    assert hw.pickled(hw.smaller(model, 4, data, None, tiny.hyperparameters(hw), **options)) == hw.pickled(first)
+    assert len(list(tmp_path.iterdir())) == 1
+    hw.smaller(model, 4, data, None, tiny.hyperparameters(hw), **options | dict(before=["one", "other", 0.6]))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_statistics_are_of_whole_batches(hw):
+    images = torch.randint(0, 256, (1003, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[1000:] = 0                                        # three black pictures would count as much as 500
+    half, whole, more = (hw.recalibrate(trained_model(hw), some).state_dict().values()
+                         for some in (images[:500], images[:1000], images))
+    assert all(map(torch.equal, whole, more)) and not all(map(torch.equal, whole, half))
+
+
 @pytest.mark.parametrize("bits", [32, 8, 5])
 def test_statistics_are_those_of_the_rounded_weights_on_whole_pictures(hw, bits):
     model = trained_model(hw)
@@ -454,10 +477,22 @@ def test_verify_looks_at_the_weights_and_at_the_mixing(hw, monkeypatch):
     assert not failed()
 
 
-def test_verify_finds_ready_made_attention(hw, submission, capsys):
-    Path(hw.NOTEBOOK_NAME).write_text(json.dumps(dict(cells=[cell("nn.MultiheadAttention(8, 2)")])))
+@pytest.mark.parametrize("source", ["nn.MultiheadAttention(8, 2)", "F.scaled_dot_product_attention(q, k, v)",
+                                    "nn.TransformerEncoderLayer(8, 2)"])
+def test_verify_finds_ready_made_attention(hw, submission, capsys, source):
+    Path(hw.NOTEBOOK_NAME).write_text(json.dumps(dict(cells=[cell(source)])))
     verify(hw, submission)
     assert "NO  no ready-made attention" in capsys.readouterr().out
+
+
+def test_verify_applies_the_limits_to_cifar10_alone(hw, submission, sample, monkeypatch, capsys):
+    data = [torch.from_numpy(array) for array in sample]
+    monkeypatch.setattr(hw, "load_dataset", lambda *arguments: (data, hw.CIFAR10_CLASSES))
+    hw.verify(hw.NOTEBOOK_NAME, hw.OUTPUT, "SVHN", str(submission / "data"), SAMPLE_SHA256)
+    verdicts = {line[6:36].strip(): line[:4].strip() for line in capsys.readouterr().out.splitlines()}
+    assert [line for line, verdict in verdicts.items() if verdict == "-"] == [
+        "model below 1 MB as float32", "accuracy above 57 %"]
+    assert set(verdicts.values()) == {"-", "yes"}
 
 
 @pytest.mark.parametrize("change, complaint", [
