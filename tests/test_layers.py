@@ -450,9 +450,9 @@ def test_vit_normalises_inside(hw):
 
 def test_attention_maps(hw, sample):
     model = hw.myViT(**TINY | dict(depths=(1, 2)))
-    maps = hw.attention_maps(model, torch.from_numpy(sample[2][:3]))
-    assert [tuple(m.shape) for m in maps] == [(3, 2, 64, 64)] * 2  # none from the stage without attention
-    close(maps[1].sum(-1), torch.ones(3, 2, 64))
+    maps = hw.attention_maps(model, torch.from_numpy(sample[2]).repeat(4, 1, 1, 1))  # more than one batch for predict
+    assert [tuple(m.shape) for m in maps] == [(120, 2, 64, 64)] * 2  # none from the stage without attention
+    close(maps[1].sum(-1), torch.ones(120, 2, 64))
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
