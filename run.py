@@ -1,9 +1,11 @@
 """Execute the notebook in place, as Run All and Save would in Jupyter; or load the cells that only define.
 
     python run.py [NAME=VALUE ...] [--notebook FILE] [--quiet]
+    python run.py --show FILE
 
 NAME=VALUE replaces a setting of the cell tagged `parameters` for this run: the saved notebook keeps its literals, the
-one in the zip has them as they were run. Values are Python literals; anything else is taken as a string.
+one in the zip has them as they were run. Values are Python literals; anything else is taken as a string. --show prints
+a notebook's cells without outputs, for diffs.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -23,9 +26,13 @@ from nbclient.exceptions import CellExecutionError
 NOTEBOOK = Path(__file__).resolve().parent / "DL_HW3_StudentID.ipynb"
 
 
-def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
-    """The code cells that carry a tag, in order."""
-    return [c for c in notebook.cells if c.cell_type == "code" and tag in c.metadata.get("tags", [])]
+def tagged(notebook: nbformat.NotebookNode, *tags: str) -> list[nbformat.NotebookNode]:
+    """The code cells that carry one of the tags, in order; ValueError if there is none."""
+    cells = [c for c in notebook.cells if c.cell_type == "code" and {*tags} & {*c.metadata.get("tags", [])}]
+    if not cells:
+        raise ValueError(f"no cell is tagged `{tags[0]}`: the tags were lost. Take the original notebook or tag its cells "
+                         "again: `parameters` the settings, `definitions` what only defines, `export` Part 9's last")
+    return cells
 
 
 def override(source: str, settings: dict) -> str:
@@ -39,10 +46,14 @@ def override(source: str, settings: dict) -> str:
 
 
 def load_definitions(path: Path = NOTEBOOK, name: str = "homework", **settings) -> types.ModuleType:
-    """Run the cells tagged `definitions`, in order, in a new module of this name; settings replace parameters."""
+    """Run the cells tagged `definitions`, in order, in a new module of this name; settings replace parameters.
+
+    A cell that papermill has injected counts, too.
+    """
+    cells = tagged(nbformat.read(path, as_version=4), "definitions", "injected-parameters")
     module = types.ModuleType(name)
     sys.modules[name] = module  # pickle and dataclasses look their classes' module up
-    for cell in tagged(nbformat.read(path, as_version=4), "definitions"):
+    for cell in cells:
         is_parameters = "parameters" in cell.metadata.tags
         source = override(cell.source, settings) if is_parameters else cell.source
         exec(compile(source, f"{Path(path).name}, cell {cell.id}", "exec"), module.__dict__)
@@ -81,22 +92,25 @@ def execute(path: Path, settings: dict, quiet: bool = False) -> None:
         resources={"metadata": {"path": str(path.parent)}}, on_cell_executed=after_cell,
     )
     environment = {"JPY_SESSION_NAME": str(path), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    started = time.time()
     try:
         with set_environment(environment):
             client.execute()
         save(notebook, path)
-        renew_zip(path)
+        renew_zip(path, started)
     finally:
         parameters.source = literals
         save(notebook, path)
 
 
-def renew_zip(path: Path) -> None:
-    """Pack the saved notebook once more: the export cell could not put its own output into the zip."""
+def renew_zip(path: Path, since: float) -> None:
+    """Pack the saved notebook again if the export cell packed it: the cell's own output could not be in the zip."""
     before = Path.cwd()
     os.chdir(path.parent)
     try:
-        load_definitions(path, "homework_to_pack").write_zip(path)
+        homework = load_definitions(path, "homework_to_pack")
+        if homework.ZIP_FILE.stat().st_mtime >= since:
+            homework.write_file(homework.ZIP_FILE, homework.zipped(path))
     finally:
         os.chdir(before)
 
@@ -129,7 +143,11 @@ if __name__ == "__main__":
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
     parser.add_argument("--notebook", type=Path, default=NOTEBOOK)
     parser.add_argument("--quiet", action="store_true", help="do not print the cells' text output")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the cells of this notebook, without outputs")
     arguments = parser.parse_args()
+    if arguments.show:
+        cells = nbformat.read(arguments.show, as_version=4).cells
+        sys.exit(print("\n\n".join(f"# %% [{cell.cell_type}] {cell.id}\n{cell.source}" for cell in cells)))
     try:
         execute(arguments.notebook, dict(arguments.settings), arguments.quiet)
     except (CellExecutionError, ValueError) as error:

@@ -1,91 +1,92 @@
-"""Kill `run.py RETRAIN=True` with SIGKILL ten times, resume it each time, and compare with a run left alone.
+"""Does a training that is killed at any moment, and started again, end with the same weights?
 
-    python benchmarks/kill_resume.py
+    python benchmarks/kill_resume.py [--kills 20]
 
-A short training (4 epochs of 1,000 images) in a scratch copy. Four kills hit while a checkpoint is being written, the
-others come at random moments. Writes benchmarks/kill_resume.csv.
+Answer: README.md, "Killed and resumed"; a row in kill_resume.csv. About five minutes. Trainings of a tiny network are
+killed with SIGKILL, every other time as soon as a file is being written, else at a random moment, and started again
+until they are finished; then their weights are compared with those of a training that was left alone.
 """
 
+import argparse
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-import pandas as pd
-import psutil
+import torch
+from harness import hw, log
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from run import load_definitions  # noqa: E402
-
-SETTINGS = ["RETRAIN=True", "EPOCHS=4", "TRAIN_LIMIT=1000", "HELD_OUT=500"]
+EPOCHS, IMAGES = 20, 400
 
 
-def start(folder: Path) -> psutil.Popen:
-    command = [sys.executable, "run.py", *SETTINGS]
-    return psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def train(folder) -> None:
+    """A training of seconds, in this process: started, or resumed."""
+    torch.set_num_threads(1)
+    hw.fastest_precision = lambda *a: torch.float32  # else two trainings might take different ones
+    torch.manual_seed(0)
+    images, labels = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8), torch.randint(0, 10, (IMAGES,))
+    model = hw.myViT(stem_dim=8, patch_size=2, dims=(16, 16), depths=(1, 1), heads=(0, 2), dim_head=8,
+                     mlp_dims=(32, 32), norms=("batch", "layer"))
+    print("ready", flush=True)
+    trained, _ = hw.train(model, (images, labels), (images[:100], labels[:100]), folder=folder, retrain=False,
+                          h=hw.Hyperparameters(epochs=EPOCHS, batch_size=50))
+    torch.save(trained.state_dict(), folder / "weights")
 
 
-def kill(process: psutil.Popen) -> None:
-    for p in [*process.children(recursive=True), process]:
-        p.kill()
-    psutil.wait_procs([process])
+def half_written(folder) -> set:
+    with suppress(FileNotFoundError):  # it has just been moved into place
+        return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*.tmp")}
+    return set()
 
 
-def scratch_copy(parent: Path, name: str) -> Path:
-    folder = parent / name
-    folder.mkdir()
-    for file in ("run.py", "DL_HW3_StudentID.ipynb"):
-        shutil.copy(ROOT / file, folder)
-    (folder / "data").symlink_to((ROOT / "data").resolve())
-    return folder
+def life(folder, seconds=float("inf"), writing=False) -> tuple[str, float]:
+    """A process, killed after so many seconds or when it writes: what it was at ("done": its end), and its seconds."""
+    before = half_written(folder)
+    process = subprocess.Popen([sys.executable, __file__, "--train", str(folder)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # it is ready
+    start = time.time()
+    while process.poll() is None and time.time() < start + seconds and not (writing and half_written(folder) - before):
+        time.sleep(0 if writing else 0.01)
+    process.kill()
+    lived = time.time() - start
+    error = process.communicate()[1]
+    if process.returncode not in (0, -9):
+        raise RuntimeError(error)
+    at = "done" if process.returncode == 0 else "writing" if half_written(folder) - before else "mid-epoch"
+    return at, lived
 
 
-def weights(folder: Path) -> dict:
-    """The packed weights of all trainings, by file: the network and what is trained on from it with fewer bits."""
-    hw = load_definitions()
-    files = (folder / "checkpoints").glob("**/????????.pt")
-    return {path.name: hw.load_checkpoint(path)["packed"][2] for path in files}
-
-
-def unfinished(folder: Path) -> set[Path]:
-    """Files that are being written, and those whose writer was killed."""
-    return set((folder / "checkpoints").glob("**/.*.tmp"))
-
-
-def epochs_done(hw, folder: Path) -> int:
-    found = list((folder / "checkpoints").glob("**/*-last.pt"))
-    return len(hw.load_checkpoint(found[0])["history"]) if found else 0
-
-
-def main() -> None:
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    a = parser.parse_args(argv)
+    if a.train:
+        return train(a.train)
     random.seed(0)
-    hw, rows = load_definitions(), []
+    kills, equal = [], []
     with tempfile.TemporaryDirectory() as parent:
-        alone, killed = scratch_copy(Path(parent), "alone"), scratch_copy(Path(parent), "killed")
-        assert start(alone).wait() == 0
-        for attempt in range(10):
-            in_write = attempt % 3 == 1 or attempt == 9
-            before, process = unfinished(killed), start(killed)
-            until = time.time() + random.uniform(10, 40)
-            while process.poll() is None and (not unfinished(killed) - before if in_write else time.time() < until):
-                time.sleep(0.001)
-            if process.poll() is not None:
-                print("finished before it could be killed")
-                break
-            kill(process)
-            moment = "writing" if in_write else "random"
-            rows.append(dict(kill=attempt + 1, moment=moment, epochs=epochs_done(hw, killed)))
-            print(rows[-1], flush=True)
-        if process.poll() is not None and process.returncode != 0:
-            assert start(killed).wait() == 0
-        a, b = weights(alone), weights(killed)
-        equal = a.keys() == b.keys() and all(hw.torch.equal(a[name], b[name]) for name in a)
-    pd.DataFrame(rows).to_csv(ROOT / "benchmarks/kill_resume.csv", index=False)
-    print(f"{len(rows)} kills; the final weights are {'bit for bit the same' if equal else 'DIFFERENT'}")
+        alone = Path(tempfile.mkdtemp(dir=parent))
+        _, seconds = life(alone)
+        wanted = torch.load(alone / "weights")
+        while len(kills) < a.kills:
+            folder, ended = Path(tempfile.mkdtemp(dir=parent)), ""
+            while ended != "done":
+                more, writing = len(kills) < a.kills, len(kills) % 2 == 1
+                left = random.uniform(0, seconds / 3) if more and not writing else float("inf")
+                ended, _ = life(folder, left, more and writing)
+                kills += [ended] * (ended != "done")
+                print(f"{len(kills)} kills: {ended}", flush=True)
+            weights = torch.load(folder / "weights")
+            equal.append(weights.keys() == wanted.keys() and all(map(torch.equal, weights.values(), wanted.values())))
+    differs = f"{len(kills)} kills, {kills.count('writing')} of them while writing; {EPOCHS} epochs of {IMAGES} images"
+    log("kill_resume", question="kill and resume", network="ours, tiny", differs=differs, seed=0, images=IMAGES,
+        epochs=EPOCHS, measure="final weights equal, bit for bit", value=sum(equal), unit=f"of {len(equal)} trainings")
+    print(f"{differs}: the same final weights in {sum(equal)} of {len(equal)} trainings")
 
 
 if __name__ == "__main__":

