@@ -30,8 +30,8 @@ def tagged(notebook: nbformat.NotebookNode, *tags: str) -> list[nbformat.Noteboo
     """The code cells that carry one of the tags, in order; ValueError if there is none."""
     cells = [c for c in notebook.cells if c.cell_type == "code" and {*tags} & {*c.metadata.get("tags", [])}]
     if not cells:
-        raise ValueError(f"no cell is tagged `{tags[0]}`: the tags were lost. Take the original notebook or tag its cells "
-                         "again: `parameters` the settings, `definitions` what only defines, `export` Part 9's last")
+        raise ValueError(f"no cell is tagged `{tags[0]}`: the tags were lost. Take the original notebook, or tag "
+                         "its cells again: `parameters` the settings, `definitions` what defines, `export` the last")
     return cells
 
 

@@ -64,7 +64,7 @@ def load(path):
     """(name, model) of a file."""
     content = torch.load(path)
     if not isinstance(content, dict):
-        return f"ours, {path.stem}", content
+        return f"ours, {path.stem}{', both views' * content.both_views}", content
     model = NETWORKS[content["network"]].make()
     model.load_state_dict(content["weights"])
     return f"{content['network']}, {path.stem}", model.eval()

@@ -24,18 +24,14 @@ def fixed_seed():
 
 def test_definitions_load_alone(tmp_path):
     code = """if True:
-        import json, sys, time
+        import sys, time
+        sys.path.insert(0, sys.argv[1])
         sys.addaudithook(lambda event, _: sys.exit(event) if event.startswith("socket.") else None)  # no network
-        namespace = {"__name__": "__main__"}
-        for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
-            if "definitions" in cell["metadata"].get("tags", []):
-                exec("".join(cell["source"]), namespace)
-        import torch
-        built = [k for k, v in namespace.items() if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
-        assert not built, f"built when only defined: {built}"
+        import run, torch
+        defined = vars(run.load_definitions()).items()
+        assert not [k for k, v in defined if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))], "built"
         print(time.process_time())"""
-    command = [sys.executable, "-c", code, str(ROOT / "DL_HW3_StudentID.ipynb")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 30  # of the processor: a busy machine must not make this fail
     assert not list(tmp_path.iterdir())
@@ -101,7 +97,7 @@ def shaken(module):
 
 
 def test_tokenization(hw):
-    tokenize, x = shaken(hw.myTokenization(output_dim=7, patch_size=4, channels=5)), torch.randn(B, 5, 12, 8)
+    tokenize, x = shaken(hw.myTokenization(7, 4, 5)), torch.randn(B, 5, 12, 8)
     close(tokenize(x), tokenization_reference(tokenize, x, 4))
 
 
@@ -120,7 +116,7 @@ def test_attention(hw, heads):
 def test_large_queries_do_not_overflow_in_float16(hw):
     q, v = torch.full((1, N, 64), 50, dtype=torch.float16), torch.randn(1, N, 3).half()
     values, weights = hw.scaled_dot_product_attention(q, q, v)
-    assert values.isfinite().all() and weights.isfinite().all()
+    assert weights.isfinite().all()
     close(values, F.scaled_dot_product_attention(q, q, v))
 
 
@@ -177,12 +173,10 @@ def through_a_file(model):
 
 def through_a_worker(model):
     context = torch.multiprocessing.get_context("fork")
-    there, back = context.SimpleQueue(), context.SimpleQueue()
-    worker = context.Process(target=lambda: back.put(there.get()) or there.get(), daemon=True)
-    worker.start()
+    there, back = context.Queue(), context.Queue()
+    context.Process(target=lambda: back.put(there.get()) or there.get(), daemon=True).start()
     there.put(model)
-    twin, _ = back.get(), there.put("done")
-    worker.join()
+    twin, _ = back.get(timeout=30), there.put("done")
     return twin
 
 
@@ -209,14 +203,13 @@ def test_another_default_device_changes_nothing(hw):
     """"meta" as a trap: what is made there has no values, so nothing of it may meet what is on the CPU."""
     h, generator = hyperparameters(hw, epochs=1, cutmix_until=1), torch.Generator().manual_seed(0)
     model, images, labels = hw.myViT(**MODEL), torch.randint(256, (20, 32, 32, 3)).byte(), torch.arange(20) % 10
-    optimizers = [torch.optim.SGD([dict(params=list(model.parameters()), initial_lr=0.1)])]
     averaged, content = copy.deepcopy(model), hw.saved(hw.Packed(hw.pack(model, 6)))
     torch.set_default_device("meta")
     try:
         kept, held = hw.split_validation(labels, held_out=10)
         x = hw.to_input(hw.augment(images[kept], labels[kept] > 4, generator))
         x = hw.corrupt(hw.cutmix(x, labels[kept], random.Random(0))[0], 1, generator)
-        loss, _ = hw.train_epoch(model, averaged, optimizers, images, labels, 1, h)
+        loss, _ = hw.train_epoch(model, averaged, hw.make_optimizers(model, h), images, labels, 1, h)
         answers = hw.predict(hw.recompute_statistics(averaged, images), images)
         again = torch.load(io.BytesIO(content))
         assert hw.saved(hw.Packed(hw.pack(again, 6))) == content

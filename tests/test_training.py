@@ -1,207 +1,268 @@
+import contextlib
 import copy
 import errno
-import functools
+import io
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from torch import nn
+from tiny import assert_same, contents, epochs_trained
 
 close = torch.testing.assert_close
 
 
 @pytest.fixture(autouse=True, scope="module")
-def repeatable(hw):
-    threads = torch.get_num_threads()
+def clock(hw):
+    """What measures time is replaced; here are the originals."""
+    threads, originals = torch.get_num_threads(), (hw.fastest_precision, hw.tell_time)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         tiny.no_clock(patch.setattr, hw)
-        yield
+        yield originals
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def finished(hw, repeatable, tmp_path_factory):
-    """A folder with the checkpoint of a finished training; and its result."""
+def finished(hw, clock, tmp_path_factory):
+    """The result of a training, and the folder with its checkpoint."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, tiny.train(hw, folder)
+    return *tiny.train(hw, folder), folder
 
 
 @pytest.fixture
 def folder(finished, tmp_path):
-    """A copy of that folder."""
-    for path in finished[0].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
-
-
-def assert_same(result, expected):
-    """The same weights to the last bit, and the same history but for the time it took."""
-    (model, history), (other, other_history) = result, expected
-    assert list(model.state_dict()) == list(other.state_dict()) and not model.training
-    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
-    assert [e | dict(seconds=0) for e in history] == [e | dict(seconds=0) for e in other_history]
-
-
-def epochs_trained(capsys):
-    """The epochs that the output since the last call has a line for."""
-    return list(map(int, re.findall(r"(?m)^ +(\d+) +\d+\.\d{4} ", capsys.readouterr().out)))
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop(*_):
-    raise Stopped
-
-
-def train_until(hw, folder, batch, **arguments):
-    """Train, but stop at this batch."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(hw, "augment", tiny.at_call(batch, hw.augment, stop))
-        tiny.train(hw, folder, **arguments)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-# resuming
-
-@pytest.mark.parametrize("batch", [1, 6, 9, 15])
-def test_a_run_stopped_within_an_epoch_resumes(hw, finished, tmp_path, capsys, batch):
-    train_until(hw, tmp_path, batch)
-    capsys.readouterr()
-    assert_same(tiny.train(hw, tmp_path), finished[1])
-    assert epochs_trained(capsys) == [1, 2, 3][(batch - 1) // tiny.STEPS:]
+    return shutil.copytree(finished[2], tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 def test_a_killed_run_resumes(hw, finished, tmp_path, capsys):
-    moments = {
-        "batch 3": 0,   # in epoch 1, with nothing saved yet
-        "batch 8": 0,   # in epoch 2
-        "write 1": 1,   # while the checkpoint of epoch 2 is written
-        "moved 2": 1,   # when that of epoch 3 is in place, and the trained weights are not written
-        "write 1 ": 3,  # while these are written
-        "moved 1": 3,   # when they are in place, and the checkpoint is not removed yet
-    }
-    command = [sys.executable, tiny.__file__, tmp_path, *" ".join(moments).split()]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """In epoch 1 and 2; in writing 2; after writing 3; in writing the trained weights; when these are in place."""
+    moments = "batch 3 batch 8 write 1 moved 2 write 1 moved 1"
+    done = subprocess.run([sys.executable, tiny.__file__, tmp_path, *moments.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.findall(f"{tiny.FINISHED} (.*)", done.stdout) == [str(n) for n in moments.values()]
-    assert done.stdout.count("ended by signal 9\n") == len(moments) and "damaged" not in done.stdout
-    assert_same(tiny.train(hw, tmp_path), finished[1])
-    assert epochs_trained(capsys) == []
+    assert re.findall(f"{tiny.FINISHED} (.*)", done.stdout) == ["0", "0", "1", "1", "3", "3"]
+    assert done.stdout.count("ended by signal 9\n") == 6 and "damaged" not in done.stdout
+    assert_same(tiny.train(hw, tmp_path), finished)
+    assert epochs_trained(capsys.readouterr().out) == []
     assert not [name for name in contents(tmp_path) if name.endswith(".tmp")]  # half-written files are gone
 
 
 def test_a_retraining_replaces_the_finished_one_when_it_is_done(hw, finished, folder, capsys):
     ((name, content),) = contents(folder).items()
-    train_until(hw, folder, 8, retrain=True)
+    tiny.train_until(hw, folder, 8, retrain=True)
     assert contents(folder)[name] == content and len(contents(folder)) == 2
-    capsys.readouterr()
-    assert_same(tiny.train(hw, folder), finished[1])                  # meanwhile the finished one is what is loaded
-    assert epochs_trained(capsys) == []
-    assert_same(tiny.train(hw, folder, retrain=True), finished[1])
-    assert epochs_trained(capsys) == [2, 3]
+    assert epochs_trained(capsys.readouterr().out) == [1]
+    assert_same(tiny.train(hw, folder), finished)                     # meanwhile the finished one is loaded
+    assert epochs_trained(capsys.readouterr().out) == []
+    assert_same(tiny.train(hw, folder, retrain=True), finished)
+    assert epochs_trained(capsys.readouterr().out) == [2, 3]
     assert list(contents(folder)) == [name] and contents(folder)[name] != content  # it took another time
 
 
-OTHER = {"seed": dict(seed=1), "rate": dict(h=dict(muon_lr=0.01)), "bits": dict(h=dict(bits=5)), "data": dict(images=40),
-         "epochs": dict(h=dict(epochs=1)), "architecture": dict(model=dict(mlp_dims=(9, 11)))}
+OTHER = {"seed": dict(seed=1), "rate": dict(h=dict(muon_lr=0.01)), "epochs": dict(h=dict(epochs=1)),
+         "bits": dict(h=dict(bits=5)), "data": dict(images=40), "architecture": dict(model=dict(mlp_dims=(9, 11)))}
 
 
 @pytest.mark.parametrize("what", OTHER)
 def test_other_settings_use_another_file_and_give_other_weights(hw, finished, folder, what):
-    changed, before = dict(OTHER[what]), contents(folder)
-    if "h" in changed:
-        changed["h"] = tiny.hyperparameters(hw, **changed["h"])
-    model, _ = tiny.train(hw, folder, **changed)
+    before = contents(folder)
+    model, _ = tiny.train(hw, folder, **OTHER[what])
     assert len(contents(folder)) == 2 and before.items() <= contents(folder).items()
-    weights, others = (torch.cat([p.flatten() for p in m.parameters()]) for m in (model, finished[1][0]))
-    assert not torch.equal(weights, others)
+    assert not torch.equal(*(torch.cat([p.flatten() for p in m.parameters()]) for m in (model, finished[0])))
 
 
-def test_validation_does_not_change_the_training(hw, finished, tmp_path):
+def test_validation_does_not_change_the_training(hw, finished, tmp_path, capsys):
     model, history = tiny.train(hw, tmp_path, validation=False)
-    assert all(e["validation"] is None for e in history)
-    assert_same((model, [e | dict(validation=u["validation"]) for e, u in zip(history, finished[1][1])]), finished[1])
+    assert all(e["validation"] is None for e in history) and capsys.readouterr().out.count(" - ") == 3
+    assert_same((model, [e | dict(validation=u["validation"]) for e, u in zip(history, finished[1])]), finished)
 
 
-# damage
+def test_what_is_stored_is_what_was_trained(hw, finished):
+    model = finished[0]
+    for name, rounded in hw.fake_quantized(model, 3).items():
+        scales, codes = hw.quantize(model.get_parameter(name), 6)
+        assert torch.equal(scales.float() * codes, model.get_parameter(name))              # h.bits is 6
+        close(rounded, hw.unpack(*hw.pack(model, 3)).get_parameter(name))                  # in training; in the file
+    again = hw.recompute_statistics(copy.deepcopy(model), tiny.images_and_labels()[0][:50])
+    close(again.stem[1].running_mean, model.stem[1].running_mean, rtol=1e-3, atol=1e-3)
 
-def flipped(content, path):
-    """One bit of one weight is another: the archive can be opened, and torch.load would not notice."""
-    with zipfile.ZipFile(path) as archive:
+
+def flipped(content):
+    """One bit of one weight is another."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         record = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda i: i.file_size)
         place = content.index(archive.read(record)) + record.file_size // 2
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+    torch.load(io.BytesIO(changed))                                                        # does not notice
+    return changed
 
 
-DAMAGE = {"truncated": lambda content, path: content[:len(content) // 2], "flipped": flipped,
-          "garbage": lambda content, path: b"no checkpoint " * 100, "empty": lambda content, path: b""}
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:len(content) // 2], lambda content: b"x" * 1000,
+                                    lambda content: b""], ids=["flipped", "truncated", "garbage", "empty"])
+def test_damaged_checkpoints_are_set_aside(hw, finished, folder, capsys, damage):
+    tiny.train_until(hw, folder, 8, retrain=True)
+    before = {path: damage(path.read_bytes()) for path in folder.iterdir()}                # finished, and running
+    for path, content in before.items():
+        for damaged in (b"older", content):
+            path.write_bytes(damaged)
+            assert hw.load_checkpoint(path) is None and f"{path.name} is damaged" in capsys.readouterr().out
+        path.write_bytes(content)
+    assert_same(tiny.train(hw, folder), finished)
+    assert epochs_trained(capsys.readouterr().out) == [1, 2, 3]
+    aside = [(name.split(".damaged")[0], content) for name, content in contents(folder).items() if ".damaged" in name]
+    assert sorted(aside) == sorted((p.name, c) for p, content in before.items() for c in (b"older", content, content))
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-@pytest.mark.parametrize("which", ["finished", "running"])
-def test_a_damaged_checkpoint_is_set_aside(hw, finished, tmp_path, capsys, which, how):
-    damaged = []
-    for _ in range(2):                                                # the second one must not overwrite the first
-        if which == "running":
-            train_until(hw, tmp_path, 8, retrain=True)
-        else:
-            tiny.train(hw, tmp_path)
-        (file,) = [p for p in tmp_path.iterdir() if ("-running" in p.name) == (which == "running") and p.suffix == ".pt"]
-        damaged.append(DAMAGE[how](file.read_bytes(), file))
-        file.write_bytes(damaged[-1])
-        capsys.readouterr()
-        assert_same(tiny.train(hw, tmp_path, retrain=which == "running"), finished[1])
-        output = capsys.readouterr().out
-        assert f"{file.name} is damaged" in output and output.count("\n    ") >= 3
-    assert sorted(c for name, c in contents(tmp_path).items() if "damaged" in name) == sorted(damaged)
-
-
-@pytest.mark.parametrize("running", [False, True])
-def test_a_read_error_is_not_damage(hw, finished, folder, monkeypatch, running):
-    if running:
-        train_until(hw, folder, 8, retrain=True)
+def test_a_read_error_is_not_damage(hw, folder, monkeypatch):
     before = contents(folder)
-
-    def fails(path):
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
-        patch.setattr(Path, "read_bytes", fails)
-        tiny.train(hw, folder, retrain=running)
+        patch.setattr(Path, "read_bytes", mock.Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        tiny.train(hw, folder)
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("refusals", [0, 3, 10**6])
-def test_write_file_replaces_a_file_that_is_locked_for_a_moment(hw, tmp_path, monkeypatch, refusals):
-    def replace(*paths):
-        calls.append(paths)
-        if len(calls) <= refusals:
-            raise PermissionError(13, "The process cannot access the file")
-        whole_replace(*paths)
-
-    path, calls, slept, whole_replace = tmp_path / "new" / "file", [], [], os.replace
-    hw.write_file(path, b"old")
-    monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(hw.time, "sleep", slept.append)
-    if refusals < 10:
+@pytest.mark.parametrize("refusals", [0, 3, 1000])
+def test_write_file_waits_for_a_locked_target(hw, tmp_path, monkeypatch, refusals):
+    hw.write_file(path := tmp_path / "new" / "file", b"old")
+    locked = [PermissionError(13, "locked")] * refusals + [mock.DEFAULT]
+    monkeypatch.setattr(os, "replace", mock.Mock(wraps=os.replace, side_effect=locked))
+    monkeypatch.setattr(hw.time, "sleep", slept := mock.Mock())
+    with pytest.raises(PermissionError) if refusals > 10 else contextlib.nullcontext():
         hw.write_file(path, b"new")
-    else:
-        with pytest.raises(PermissionError):
-            hw.write_file(path, b"new")
-        assert 1 <= sum(slept) <= 5
     assert contents(path.parent) == {"file": b"old" if refusals > 10 else b"new"}
+    assert sum(call.args[0] for call in slept.mock_calls) <= 3
+
+
+@pytest.mark.parametrize("epochs, expected", [
+    (1, [(0, 32, 0.3, True)]),
+    (4, [(2, 16, 0, False), (2, 16, 0, False), (0, 32, 0.3, False), (0, 32, 0.3, True)])])
+def test_small_pictures_cutmix_corruption_and_rounding_have_their_epochs(hw, epochs, expected):
+    names = "cutmix", "corrupt", "fake_quantized", "augment"
+    h = dict(epochs=epochs, batch_size=5, sides=(16, 32), cutmix=1, cutmix_until=0.5, corrupt=0.3, corrupt_from=0.5,
+             rounded_from=0.75, mirror=epochs > 1)
+    for epoch, (batches, side, share, is_rounded) in enumerate(expected, 1):
+        spies = {name: mock.Mock(wraps=getattr(hw, name)) for name in names}
+        with mock.patch.multiple(hw, **spies):
+            tiny.train_epoch(hw, hw.myViT(**tiny.MODEL), h, epoch)
+        (x, corrupted, _), _ = spies["corrupt"].call_args
+        assert (spies["cutmix"].call_count, spies["fake_quantized"].called) == (batches, is_rounded)
+        assert (x.shape[2], corrupted) == (side, share)
+        assert spies["augment"].call_args[0][1].any() == (epochs > 1)
+
+
+def test_cutmix_shares_the_loss_out_by_area(hw, monkeypatch):
+    monkeypatch.setattr(hw, "cutmix", lambda x, labels, dice: (x, torch.full_like(labels, 3), 0.75))
+    model, labels = hw.myViT(**tiny.MODEL), tiny.images_and_labels()[1][:10]
+    torch.nn.init.zeros_(model.head[1].weight)
+    z = model.head[1].bias.data.copy_(torch.arange(10.0)).expand(10, 10)                   # the same for all pictures
+    loss, _ = tiny.train_epoch(hw, model, dict(cutmix=1, muon_lr=0, adamw_lr=0))
+    expected = 0.25 * F.cross_entropy(z, labels) + 0.75 * F.cross_entropy(z, torch.full_like(labels, 3))
+    assert loss == pytest.approx(expected.item())
+
+
+def test_a_gradient_that_overflows_in_float16_is_left_out(hw):
+    model, factors, h = hw.myViT(**tiny.MODEL), iter([math.inf]), dict(batch_size=2)
+    optimizers = hw.make_optimizers(model, tiny.hyperparameters(hw))
+    weight = model.stages[1][1].blocks[0].ffn.linear1.weight
+    before, _ = weight.detach().clone(), weight.register_hook(lambda gradient: gradient * next(factors, 1))
+    assert 2 < tiny.train_epoch(hw, model, h, optimizers=optimizers, dtype=torch.float16)[0] < 3
+    assert weight.isfinite().all() and not torch.equal(weight, before)
+    assert all(state["momentum"].isfinite().all() for state in optimizers[0].state.values())
+
+
+def test_the_result_is_a_running_average_with_short_memory_at_first(hw):
+    model, h, weights = hw.myViT(**tiny.MODEL), tiny.hyperparameters(hw, ema=0.5, batch_size=1), []
+    averaged, optimizers, weight = copy.deepcopy(model), hw.make_optimizers(model, h), model.stem[0].weight
+    optimizers[1].register_step_post_hook(lambda *_: weights.append(weight.detach().clone()))
+    expected = weight.detach().clone()
+    tiny.train_epoch(hw, model, vars(h), 1, optimizers, averaged)
+    for step, value in enumerate(weights):
+        expected.lerp_(value, 1 - min(0.5, (step + 1) / (step + 10)))
+    close(averaged.stem[0].weight, expected)
+
+
+def test_non_finite_loss_stops_the_training(hw, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, by step 50 of 60, at the learning rates 0\.017, 8\.6e\+29"):
+        tiny.train(hw, tmp_path, dict(adamw_lr=1e30, batch_size=1), images=60)
+    assert contents(tmp_path) == {}
+
+
+def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hw, "tell_time", clock[1])
+    assert_same(tiny.train(hw, tmp_path), finished)                                        # timed steps leave no trace
+    output = capsys.readouterr().out
+    assert re.search(r"cpu, 1 threads, float32: .* s a step(?s:.*)minutes(?s:.*)\n +1 +\d", output)
+    assert " 0.00 " in output and "nan" not in output                                      # validation accuracy
+    monkeypatch.setattr(hw, "seconds_a_step", lambda model, images, labels, h, dtype: {16: 6.0, 32: 60.0}[h.sides[0]])
+    tiny.train_until(hw, tmp_path, 1, h=dict(epochs=300))                                  # 100 minutes, and 500
+    output = capsys.readouterr().out
+    for told in ("6 s a step at 16x16", "60 s a step at 32x32", "300 epochs take about 600.0 minutes",
+                 "EPOCHS = 1: 5.0", "EPOCHS = 12: 24.0"):                                  # one epoch: 32x32 alone
+        assert told in output
+
+
+@pytest.mark.parametrize("capability, seconds, expected", [
+    ("AVX512", [2, 1], torch.bfloat16), ("AVX512", [1, 2], torch.float32),
+    ("AVX512", [1, RuntimeError("not implemented")], torch.float32), ("AVX2", [], torch.float32)])
+def test_the_faster_precision_is_taken(hw, clock, monkeypatch, capability, seconds, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(hw, "seconds_a_step", mock.Mock(side_effect=seconds))              # of float32, then of 16 bits
+    assert clock[0](None, torch.zeros(1), None, hw.Hyperparameters()) == expected
+
+
+def test_predict_is_in_eval_mode_and_restores_the_modes(hw):
+    model, images = hw.myViT(**tiny.MODEL), tiny.images_and_labels()[0]
+    hw.recompute_statistics(model, images).stem.eval()
+    answers = hw.predict(model, images, batch_size=7)
+    close(answers, copy.deepcopy(model).eval()(hw.to_input(images)).detach())
+    assert not answers.requires_grad and model.training and not model.stem.training
+    assert hw.accuracy(torch.tensor([[0.0, 1], [1, 0], [0, 1], [0, 1]]), torch.tensor([1, 0, 0, 1])) == 75
+
+
+def test_statistics_are_those_of_whole_batches_of_the_first_images(hw):
+    images, model = torch.randint(256, (1600, 4, 4, 3)).byte(), hw.myViT(**tiny.MODEL).eval()
+    images[1000:] = 255                                               # a smaller batch, and more than are wanted
+    assert hw.recompute_statistics(model, images, most=1100) is model and not model.training
+    batches = model.stem[0]((hw.to_input(images[:1000]) - model.mean) / model.std).split(500)
+    close(model.stem[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
+    close(model.stem[1].running_var, torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0))
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_muon_matches_torchs(hw, shape):
+    (ours, theirs), gradients = (torch.ones(shape).requires_grad_() for _ in range(2)), torch.randn(4, *shape)
+    for optimizer, weight in ((hw.Muon, ours), (torch.optim.Muon, theirs)):
+        step = optimizer([weight], lr=0.1, momentum=0.9, weight_decay=0.5).step
+        for weight.grad in gradients.clone():
+            step()
+    assert (ours - theirs).norm() < 0.03 * (theirs - 0.95**4).norm()  # of what was added; torch's works in bfloat16
+
+
+@pytest.mark.parametrize("steps, warmup", [(1, 0.15), (1, 0.0), (1, 1.0), (5, 0.0), (5, 1.0), (36 * 352, 0.15)])
+def test_schedule_never_stalls_nor_exceeds_its_peak(hw, steps, warmup):
+    shares = [hw.schedule(step, steps, warmup) for step in range(steps)]
+    assert all(0 < share <= 1 for share in shares) and max(shares) > 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+def test_a_gpu_does_not_wait_in_each_step(hw):
+    model, h, waits = hw.myViT(**tiny.MODEL).cuda(), tiny.hyperparameters(hw, batch_size=2), []
+    averaged, optimizers, (x, y) = copy.deepcopy(model), hw.make_optimizers(model, h), tiny.images_and_labels()
+    x, y = x.cuda(), y.cuda()
+    for images in (20, 20, 60):                                       # the first warms up
+        with pytest.warns(UserWarning) as caught:
+            torch.cuda.set_sync_debug_mode("warn")
+            hw.train_epoch(model, averaged, optimizers, x[:images], y[:images], 3, h)
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(len(caught))
+    assert waits[1] == waits[2]

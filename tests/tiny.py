@@ -6,10 +6,13 @@ A MOMENT is what a process does for the N-th time when it is killed: `batch`, `w
 `moved` (a checkpoint is in place, nothing after that is done). Each process resumes what the one before left.
 """
 
+import copy
 import os
+import re
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,12 +32,46 @@ def images_and_labels():
         return torch.from_numpy(arrays["train_images"]), torch.from_numpy(arrays["train_labels"]).long()
 
 
-def train(hw, folder, h=None, validation=True, images=50, model=(), **arguments):
+def train(hw, folder, h=(), validation=True, images=50, model=(), **arguments):
     """Train on 50 images of the sample with 10, or none, for validation: (model as stored, history)."""
     x, y = images_and_labels()
     torch.manual_seed(0)
     return hw.train(hw.myViT(**MODEL | dict(model)), (x[:images], y[:images]), (x[50:], y[50:]) if validation else None,
-                    h or hyperparameters(hw), folder=folder, device=torch.device("cpu"), **arguments)
+                    hyperparameters(hw, **dict(h)), folder=folder, device=torch.device("cpu"), **arguments)
+
+
+def train_until(hw, folder, batch, **arguments):
+    """Train, but stop before this batch."""
+    stop = mock.Mock(side_effect=KeyboardInterrupt)
+    with mock.patch.object(hw, "augment", at_call(batch, hw.augment, stop)):
+        try:
+            train(hw, folder, **arguments)
+        except KeyboardInterrupt:
+            return
+    raise AssertionError(f"there was no batch {batch}")
+
+
+def train_epoch(hw, model, h=(), epoch=1, optimizers=None, averaged=None, **arguments):
+    """One epoch, on ten images: (mean loss, training accuracy)."""
+    (x, y), h = images_and_labels(), hyperparameters(hw, **dict(h))
+    averaged, optimizers = averaged or copy.deepcopy(model), optimizers or hw.make_optimizers(model, h)
+    return hw.train_epoch(model, averaged, optimizers, x[:10], y[:10], epoch, h, **arguments)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same(result, expected):
+    """The same weights to the last bit, and the same history but for the time it took."""
+    (model, history), (other, other_history, _) = result, expected
+    assert list(model.state_dict()) == list(other.state_dict()) and not model.training
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+    assert [e | dict(seconds=0) for e in history] == [e | dict(seconds=0) for e in other_history]
+
+
+def epochs_trained(output):
+    return list(map(int, re.findall(r"(?m)^ +(\d+) +\d+\.\d{4} ", output)))
 
 
 def no_clock(patch, hw):

@@ -1,0 +1,211 @@
+"""What Run All does with what lies beside the notebook: where weights come from, what is written; the journeys."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from unittest import mock
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+import tiny
+import torch
+from conftest import SAMPLE, SAMPLE_SHA256
+from nbclient import NotebookClient
+from test_notebook import NOTEBOOK, printed
+
+from run import execute, load_definitions, override, tagged
+
+PT, CSV, ZIP = FILES = "B1_submission.pt", "B1_submission.csv", "B1_HW3.zip"
+SETTINGS = dict(STUDENT_ID="B1", EPOCHS=1, DATA_DIR=str(SAMPLE.parent), DATA_SHA256=SAMPLE_SHA256)
+
+
+def state(folder="."):
+    """{name: (content, time of its last change)} of all files below a folder."""
+    return {p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns) for p in Path(folder).rglob("*.*")}
+
+
+@pytest.fixture
+def run_cells(tmp_path, monkeypatch, capsys):
+    """Run the cells that decide, with a tiny network, in an empty folder: (epochs that are trained, what is said)."""
+    monkeypatch.chdir(tmp_path)
+    cells = {c.id: c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells}
+    known = torch.serialization.get_safe_globals()
+
+    def run_cells(killed_in=None, **settings):
+        torch.serialization.clear_safe_globals()                                          # as in a new process
+        hw = load_definitions(name="homework_of_a_journey", **SETTINGS | dict(EPOCHS=2) | settings)
+        tiny.no_clock(setattr, hw)
+        killed, init = mock.Mock(side_effect=KeyboardInterrupt), hw.myViT.__init__
+        hw.train_epoch = mock.Mock(side_effect=tiny.at_call(killed_in, hw.train_epoch, killed))
+        hw.myViT.__init__ = lambda self, *args, **changed: init(self, *args, **tiny.MODEL | changed)
+        hw.verify_in_fresh_process, hw.__file__ = mock.Mock(return_value="verified"), __file__
+        try:
+            for name in ("data", "training", "test", "csv", "export_run"):
+                exec(cells[name], hw.__dict__)
+        except (KeyboardInterrupt, ValueError) as error:
+            print(error)
+        return [call.args[5] for call in hw.train_epoch.call_args_list], capsys.readouterr().out
+
+    yield run_cells
+    torch.serialization.add_safe_globals(known)
+
+
+TABLE = {  # what is there: the epochs that are trained, and with RETRAIN, and what is said
+    "nothing": ([1, 2], [1, 2], "finished at the start: 0"), "unfinished": ([2], [2], "finished at the start: 1"),
+    "finished": ([], [1, 2], "trained weights from checkpoints/CIFAR10/[0-9a-f]{8}.pt: one training, 2 epochs, torch"),
+    "submission": ([], [1, 2], f"weights from {PT}, which is left as it is\n"),
+    "submission of a .pt alone": ([], [1, 2], f"weights from {PT}, which is left as it is\n"),
+    "submission, older": ([], [1, 2], "left as it is.*other settings; RETRAIN = True trains with these"),
+    "unfinished, and a submission, older": ([2], [2], "finished at the start: 1"),
+    "damaged": ([], [1, 2], f"{PT} cannot be read, and stays as it is: .*RETRAIN = True"),
+    "another's": ([], [1, 2], f"there is B2_submission.pt, but no {PT}: set STUDENT_ID to 'B2' .*, or RETRAIN = True"),
+    "another data set's": ([1, 2], [1, 2], "finished at the start: 0")}
+
+
+def leave(what, run_cells):
+    """Put into the folder what is there before the run."""
+    if what == "finished" or "submission" in what:
+        run_cells(SEED=int("older" in what))
+        for name in FILES if what == "finished" else ("checkpoints", *(CSV, ZIP) * ("alone" in what)):
+            shutil.rmtree(name) if name == "checkpoints" else Path(name).unlink()
+    elif what in ("damaged", "another's", "another data set's"):
+        Path({"damaged": PT, "another's": "B2_submission.pt"}.get(what, "B1_SVHN_submission.pt")).write_bytes(b"?")
+    if "unfinished" in what:
+        run_cells(killed_in=2)
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+@pytest.mark.parametrize("what", TABLE)
+def test_where_weights_come_from_and_what_is_written(run_cells, what, retrain):
+    leave(what, run_cells)
+    before = state()
+    epochs, said = run_cells(RETRAIN=retrain)
+    after = state()
+    assert epochs == TABLE[what][retrain] and (retrain or re.search(TABLE[what][2], said))
+    if what in ("damaged", "another's") and not retrain:
+        assert after == before
+    elif what.startswith("submission") and not retrain:
+        assert after == after | before and {*after} == {*before, *FILES}                  # nothing is touched
+    else:
+        (finished,) = [name for name in after if "checkpoints" in name]
+        assert "running" not in finished and (after[finished] != before.get(finished)) == bool(epochs)
+        assert {*FILES} <= {*after}
+        replaced = {f"{name}.previous": before[name][0] for name in FILES if before.get(name) not in (None, after[name])}
+        assert {name: content for name, (content, _) in after.items() if name.endswith("previous")} == replaced
+        assert (f"{PT}.previous" in replaced) == ("older" in what or what == "damaged")   # else it is the same
+
+
+def test_training_anew_leaves_the_finished_one_until_it_is_done(run_cells):
+    leave("finished", run_cells)
+    before, (finished,) = state(), state()
+    assert run_cells(RETRAIN=True, killed_in=2)[0] == [1, 2] and state()[finished] == before[finished]
+    assert run_cells()[0] == [] and state()[finished] == before[finished]                 # the finished one comes first
+    assert run_cells(RETRAIN=True)[0] == [2] and state()[finished] != before[finished]
+
+
+def failed(text):
+    """The lines of the verdict that are not yes."""
+    return [line.strip() for line in re.findall(r"(?m)^ *(?:NO|-)  (.{32})", text)]
+
+
+def quick(path):
+    """Take the check out that takes most of a run's time and decides nothing: the notebook."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if c.id != "overfit"]
+    nbformat.write(notebook, path)
+    return notebook
+
+
+def run_all(path, settings):
+    execute(path, settings, quiet=True)
+    notebook = nbformat.read(path, as_version=4)
+    assert failed(printed(notebook, "export_run")) == ["accuracy above 57 %"]
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """The journey of who starts with the notebook alone: its folder, and the notebook afterwards."""
+    folder = tmp_path_factory.mktemp("empty")
+    return folder, run_all(shutil.copy(NOTEBOOK, folder), SETTINGS)
+
+
+def test_empty(empty):
+    folder, notebook = empty
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, NOTEBOOK.name, "checkpoints"])
+    said = printed(notebook, "training")
+    assert said.index("epochs take about") < said.index("minutes left") < said.index(f"{PT} is written")
+    with zipfile.ZipFile(folder / ZIP) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    packed = nbformat.reads(files.pop("DL_HW3_B1.ipynb").decode("utf-8"), as_version=4)
+    assert files == {name: (folder / name).read_bytes() for name in (PT, CSV)}
+    (literals,), (used,) = (tagged(n, "parameters") for n in (notebook, packed))
+    assert 'STUDENT_ID = "StudentID"' in literals.source and used.source == override(literals.source, SETTINGS)
+    used.source = literals.source
+    assert packed == notebook
+
+
+def test_repository(empty, tmp_path):
+    shutil.copytree(empty[0] / "checkpoints", tmp_path / "checkpoints")
+    quick(path := Path(shutil.copy(NOTEBOOK, tmp_path)))
+    said = printed(run_all(path, SETTINGS), "training")
+    assert "trained weights from" in said and "minutes left" not in said
+    assert all((tmp_path / name).read_bytes() == (empty[0] / name).read_bytes() for name in (PT, CSV))
+
+
+def test_zip(empty, tmp_path):
+    shutil.unpack_archive(empty[0] / ZIP, tmp_path)
+    quick(path := tmp_path / "DL_HW3_B1.ipynb")
+    before = state(tmp_path)
+    notebook, after = run_all(path, {}), state(tmp_path)
+    assert {*after} - {*before} == {ZIP} and all(after[name] == before[name] for name in (PT, CSV))
+    assert "which is left as it is\n" in printed(notebook, "training") and "no history" in printed(notebook, "curve")
+
+
+def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_injected(empty, tmp_path, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    content, notebook = tmp_path / "content", quick(path := Path(shutil.copy(NOTEBOOK, tmp_path)))
+    shutil.copytree(empty[0], content, ignore=shutil.ignore_patterns("*.ipynb", "checkpoints"))
+    (content / CSV).write_text("\n".join(["ImageId,Prediction", *(f"{i},{i % 10}" for i in range(1, 31))]))
+    before = state(content)
+    injected = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in dict(SETTINGS, SEED=1).items())])
+    notebook.cells.insert(1 + notebook.cells.index(*tagged(notebook, "parameters")), nbformat.v4.new_code_cell(
+        injected, metadata=dict(tags=["injected-parameters"])))
+    nbformat.write(notebook, path)
+    assert load_definitions(path, "homework_injected").PT_FILE.name == PT
+    NotebookClient(notebook, kernel_name="python3", resources=dict(metadata=dict(path=content))).execute()
+    assert failed(printed(notebook, "export_run")) == [
+        "csv agrees with the model", "accuracy above 57 %", "zip with the notebook as run"]
+    assert "RETRAIN = True trains with these" in printed(notebook, "training") and state(content) == before
+
+
+def test_a_script_on_flat_pictures_of_ones_own_leaves_cifar10s_files_alone(tmp_path):
+    for folder in (tmp_path / "pictures" / part / name for part in ("train", "test") for name in ("2", "10")):
+        folder.mkdir(parents=True)
+        for i in range(3):
+            plt.imsave(folder / f"{i}.png", torch.full((8, 8, 3), 0.5).numpy())
+    (tmp_path / PT).write_bytes(b"CIFAR-10's")
+    notebook = quick(shutil.copy(NOTEBOOK, tmp_path))
+    (parameters,) = tagged(notebook, "parameters")
+    parameters.source = override(parameters.source, SETTINGS | dict(DATASET="pictures"))
+    cells = [f"# In[ ]:\n\n\n{c.source}" if c.cell_type == "code" else re.sub("(?m)^", "# ", c.source)
+             for c in notebook.cells]                                                     # as nbconvert writes them
+    (tmp_path / "homework.py").write_text("\n\n\n".join(["#!/usr/bin/env python", *cells]), "utf-8")
+    done = subprocess.run([sys.executable, "homework.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert failed(done.stdout) == ["below 1 MB as float32", "accuracy above 57 %", "zip with the notebook as run"]
+    assert (tmp_path / PT).read_bytes() == b"CIFAR-10's"
+    assert (tmp_path / "B1_pictures_classes.csv").read_text() == "Prediction,Class\n0,2\n1,10\n"
+
+
+def test_a_cell_that_fails_is_saved_and_said(tmp_path):
+    path = shutil.copy(NOTEBOOK, tmp_path)
+    with pytest.raises(RuntimeError, match="held_out is 7"):
+        execute(path, SETTINGS | dict(HELD_OUT=7), quiet=True)
+    saved = nbformat.read(path, as_version=4)
+    assert [c.id for c in saved.cells for o in c.get("outputs", []) if o.output_type == "error"] == ["data"]
+    assert "HELD_OUT = 0 " in tagged(saved, "parameters")[0].source and len(list(tmp_path.iterdir())) == 1
