@@ -194,11 +194,11 @@ def test_what_systems_leave_behind_is_skipped_and_counted_all_else_is_read(hw, t
 
 def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_path, monkeypatch):
     classes = [*map(str, range(12)), "Zebra", "_none", "ant"]
-    names = [f"{part}/{c}/{n}.png" for part in ("train", "test") for c in classes[::-1] for n in ("b", "A", "C-/a", "C/a")]
+    names = [f"{part}/{c}/{n}.png" for part in ("train", "test") for c in classes[::-1] for n in ("b", "C-/a", "C/a")]
     write_pictures(tmp_path, *names)
     before, found = hw.load_dataset(str(tmp_path))
     assert before[1].tolist() == [classes.index(names[i].split("/")[1]) for i in before[0][:, 0, 0, 0]]
-    assert found == tuple(classes) and before[1].tolist() != sorted(before[1].tolist())  # not class by class
+    assert found == tuple(classes) and before[1].diff().count_nonzero() > 20  # not class by class
     assert (files := [Path(file).parts for file, _ in hw.PictureFolder(tmp_path / "train").samples]) == sorted(files)
     scandir, listing = os.scandir, type("", (map,), {"__enter__": lambda self: self, "__exit__": lambda *_: None})
     monkeypatch.setattr(os, "scandir", lambda *at: listing(lambda entry: entry, sorted(scandir(*at), key=str)[::-1]))
@@ -245,7 +245,7 @@ def test_what_cannot_be_read_rightly_is_named(hw, tmp_path, dtype, kind, how):
 
 @pytest.mark.parametrize("names, there", [
     (["a/1.png", "b/1.png"], "'a', .*'b'"), (["train/a/1.png"], "'train'"), ([], "nothing"),
-    (["train/1.png", "test/1.png"], "'test', .*'train'"), (["TRAIN/a/1.png", "TEST/a/1.png"], "'TEST', .*'TRAIN'"),
+    (["train/1.png", "test/1.png"], "'test', .*'train'"), (["TRAIN/a/1.png", "test/a/1.png"], "'TRAIN', .*'test'"),
     (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], "train: .*'b': 1.*\nval: .*'B': 1"),
     (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.txt"], "train: .*'b': 1.*\ntest: .*'b': 0"),
     (["train/a/1.png", "test/a/1.png"], "train: {'a': 1}\ntest: {'a': 1}")])

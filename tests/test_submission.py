@@ -65,6 +65,7 @@ def test_other_shapes_come_back_too(hw, changed):
     model = trained_model(hw, **changed).eval()
     again, x = torch.load(io.BytesIO(content_of(hw, model, 32))), torch.rand(2, 3, 32, 32)
     assert torch.equal(again(x), model(x)) and again.both_views == model.both_views
+    assert not torch.load(io.BytesIO(content_of(hw, hw.single_view(model)))).both_views
 
 
 def test_plain_load_wherever_the_definitions_were_run_and_a_telling_error_elsewhere(tmp_path):
