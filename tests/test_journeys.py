@@ -133,13 +133,6 @@ def test_empty(empty, tmp_path):
     assert packed == notebook                                                             # as it was run
 
 
-def test_repository(empty, tmp_path):
-    shutil.copytree(empty[0] / "checkpoints", tmp_path / "checkpoints")
-    said = printed(run_all(shutil.copy(NOTEBOOK, tmp_path), SETTINGS), "training")
-    assert "trained weights from" in said and "minutes left" not in said
-    assert all((tmp_path / name).read_bytes() == (empty[0] / name).read_bytes() for name in (PT, CSV))
-
-
 def test_zip(empty, tmp_path):
     shutil.unpack_archive(empty[0] / ZIP, tmp_path)
     before = state(tmp_path)

@@ -16,7 +16,7 @@ import tiny
 import torch
 from conftest import ROOT, SAMPLE, SAMPLE_SHA256
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import prune
 
 from run import load_definitions, tagged
 
@@ -104,15 +104,12 @@ def test_a_module_in_any_state_can_be_saved_and_stays_as_it_is(hw, change):
 
 @pytest.mark.parametrize("change, message", [
     (lambda m: setattr(m.head, "1", nn.Linear(8, 4)), r"size mismatch for head\.1\.weight"),
-    (lambda m: m.head.append(nn.Linear(10, 10)), r"Unexpected key.*head\.2\.weight"),
     (lambda m: prune.l1_unstructured(m.head[1], "weight", 0.5), r"head\.1\.weight_mask"),
-    (lambda m: parametrizations.weight_norm(m.head[1]), r"head\.1\.parametrizations"),
     (lambda m: torch.ao.quantization.quantize_dynamic(m.eval(), {nn.Linear}), r"Missing key.*linear1\.weight"),
     (nn.DataParallel, r"model is a DataParallel; .*\.module"),
     (lambda m: m.head.append(nn.Tanh()), "computes"), (lambda m: m.mean.fill_(0.1), "computes something else"),
-    (lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.one_view(x) + 1, m)), "something else"),
-    (lambda m: m.head.register_forward_hook(lambda *args: args[2] * 2), "something else than myViT does")],
-    ids=["head", "layer", "pruned", "parametrized", "quantized", "wrapper", "function", "buffer", "forward", "hook"])
+    (lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.one_view(x) + 1, m)), "something else")],
+    ids=["head", "pruned", "quantized", "wrapper", "function", "buffer", "forward"])
 def test_a_changed_module_is_refused_with_what_differs(hw, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     changed = change(model := trained_model(hw))
@@ -131,17 +128,6 @@ def test_a_changed_byte_is_refused_wherever_it_is(hw):
         except Exception:
             continue
         assert hw.saved(hw.Packed(hw.pack(again, again.bits, again.fingerprint))) == content, at
-
-
-@pytest.mark.parametrize("row, bits, scale, codes", [
-    ([0, 0], 4, 1, [0, 0]), ([1, -2], 4, 2 / 7, [4, -7]), ([3, 1.4], 3, 1, [3, 1]), ([3, 1.6], 3, 1, [3, 2]),
-    ([-1, 0.4], 2, 1, [-1, 0]), ([127, 3, -64], 8, 1, [127, 3, -64]), ([1e-9, 0], 6, 1, [0, 0])])
-def test_table_of_quantize(hw, row, bits, scale, codes):
-    scales, found = hw.quantize(torch.tensor([row]).float(), bits)
-    assert scales.item() == pytest.approx(scale, rel=1e-3) and found.tolist() == [codes]
-    for unfit in (1, 9, -4):
-        with pytest.raises(ValueError, match=f"bits is {unfit}; it must be 2 to 8"):
-            hw.quantize(torch.ones(2, 2), unfit)
 
 
 @pytest.mark.parametrize("make, why", [
@@ -218,9 +204,7 @@ def test_agreement_is_999_of_1000_and_the_limits_are_cifar10s(verify, verified, 
     (lambda t: t + "\n", "line 32 is ''"), (lambda t: t.replace("\n", "\r\n"), r"line is 'ImageId,Prediction\\r'"),
     (lambda t: re.sub("(?m)^(?=.)", "0,", t), "first line is '0,ImageId,Prediction'"),
     (lambda t: t.replace(",", ";"), "line is 'ImageId;Prediction'"), (lambda t: t.encode("utf-16"), "first line is"),
-    (lambda t: "", "first line is ''"), (lambda t: t[:t.rindex("30,")], "it has 29 predictions for 30 images"),
-    (lambda t: t + "31,0\n", "it has 31"), (lambda t: t.replace("\n2,", "\n3,"), r"line 3 is '3,\d'; it must be 2"),
-    (lambda t: t[:-2] + "10\n", "line 31 is '30,10'"), (lambda t: t[:-2] + "-1\n", "line 31 is '30,-1'")])
+    (lambda t: t[:t.rindex("30,")], "it has 29 predictions for 30"), (lambda t: t[:-2] + "10\n", "line 31 is '30,10'")])
 def test_a_csv_that_went_through_a_spreadsheet(verify, change, what):
     path = Path("B1_submission.csv")
     content = change(path.read_text())

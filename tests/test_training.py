@@ -211,15 +211,6 @@ def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished,
         assert told in output
 
 
-@pytest.mark.parametrize("capability, seconds, expected", [
-    ("AVX512", [2, 1], torch.bfloat16), ("AVX512", [1, 2], torch.float32),
-    ("AVX512", [1, RuntimeError("not implemented")], torch.float32), ("AVX2", [], torch.float32)])
-def test_the_faster_precision_is_taken(hw, clock, monkeypatch, capability, seconds, expected):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(hw, "seconds_a_step", mock.Mock(side_effect=seconds))              # of float32, then of 16 bits
-    assert clock[0](None, torch.zeros(1), None, hw.Hyperparameters()) == expected
-
-
 def test_predict_is_in_eval_mode_and_restores_the_modes(hw):
     model, images = hw.myViT(**tiny.MODEL), tiny.images_and_labels()[0]
     hw.recompute_statistics(model, images).stem.eval()
@@ -246,23 +237,3 @@ def test_muon_matches_torchs(hw, shape):
         for weight.grad in gradients.clone():
             step()
     assert (ours - theirs).norm() < 0.03 * (theirs - 0.95**4).norm()  # of what was added; torch's works in bfloat16
-
-
-@pytest.mark.parametrize("steps, warmup", [(1, 0.15), (1, 0.0), (1, 1.0), (5, 0.0), (5, 1.0), (36 * 352, 0.15)])
-def test_schedule_never_stalls_nor_exceeds_its_peak(hw, steps, warmup):
-    shares = [hw.schedule(step, steps, warmup) for step in range(steps)]
-    assert all(0 < share <= 1 for share in shares) and max(shares) > 0.99
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
-def test_a_gpu_does_not_wait_in_each_step(hw):
-    model, h, waits = hw.myViT(**tiny.MODEL).cuda(), tiny.hyperparameters(hw, batch_size=2), []
-    averaged, optimizers, (x, y) = copy.deepcopy(model), hw.make_optimizers(model, h), tiny.images_and_labels()
-    x, y = x.cuda(), y.cuda()
-    for images in (20, 20, 60):                                       # the first warms up
-        with pytest.warns(UserWarning) as caught:
-            torch.cuda.set_sync_debug_mode("warn")
-            hw.train_epoch(model, averaged, optimizers, x[:images], y[:images], 3, h)
-            torch.cuda.set_sync_debug_mode("default")
-        waits.append(len(caught))
-    assert waits[1] == waits[2]
