@@ -127,7 +127,7 @@ def write_notebook(path, cells):
     ({}, {"DL_HW3_StudentID.ipynb": ANOTHER}, None), ({}, {"another.ipynb": OURS}, None),
     ({"jupyter": "work/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": ANOTHER}, "renamed.ipynb"),
     ({"jupyter": "renamed.ipynb"}, {"renamed.ipynb": ANOTHER}, None), ({"jupyter": "gone.ipynb"}, {}, None),
-    ({"vscode": "C:/work/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": OURS}, "renamed.ipynb")])
+    ({"vscode": "C:/homework/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": OURS}, "renamed.ipynb")])
 def test_the_notebooks_file_is_found_and_no_other(hw, tmp_path, monkeypatch, told, files, found):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JPY_SESSION_NAME", told.get("jupyter", ""))
