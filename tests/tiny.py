@@ -1,12 +1,7 @@
-"""A training of seconds, for test_training.py and, as a script, in processes that are killed at chosen moments:
+"""A training of seconds. As a script, `tiny.py FOLDER MOMENT N [MOMENT N ...]`, it runs in processes that are killed.
 
-    python tiny.py FOLDER MOMENT N [MOMENT N ...]
+Each at its N-th `batch`, `write` (half-way) or `moved` (a checkpoint is in place); the next process resumes."""
 
-A MOMENT is what a process does for the N-th time when it is killed: `batch`, `write` (half-way through a checkpoint) or
-`moved` (a checkpoint is in place, nothing after that is done). Each process resumes what the one before left.
-"""
-
-import copy
 import os
 import re
 import signal
@@ -15,11 +10,11 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 
 MODEL = dict(stem_dim=4, patch_size=2, dims=(6, 8), depths=(1, 1), heads=(0, 2), dim_head=3, mlp_dims=(9, 10),
              norms=("batch", "layer"))
-STEPS = 5  # of 10 images
 FINISHED = "epochs that are finished at the start:"
 
 
@@ -32,30 +27,19 @@ def images_and_labels():
         return torch.from_numpy(arrays["train_images"]), torch.from_numpy(arrays["train_labels"]).long()
 
 
-def train(hw, folder, h=(), validation=True, images=50, model=(), **arguments):
-    """Train on 50 images of the sample with 10, or none, for validation: (model as stored, history)."""
+def train(hw, folder, h=(), images=50, model=(), **arguments):
+    """Train on 50 images of the sample, in batches of 10, with 10 for validation: (model as stored, history)."""
     x, y = images_and_labels()
     torch.manual_seed(0)
-    return hw.train(hw.myViT(**MODEL | dict(model)), (x[:images], y[:images]), (x[50:], y[50:]) if validation else None,
+    return hw.train(hw.myViT(**MODEL | dict(model)), (x[:images], y[:images]), (x[50:], y[50:]),
                     hyperparameters(hw, **dict(h)), folder=folder, device=torch.device("cpu"), **arguments)
 
 
 def train_until(hw, folder, batch, **arguments):
     """Train, but stop before this batch."""
     stop = mock.Mock(side_effect=KeyboardInterrupt)
-    with mock.patch.object(hw, "augment", at_call(batch, hw.augment, stop)):
-        try:
-            train(hw, folder, **arguments)
-        except KeyboardInterrupt:
-            return
-    raise AssertionError(f"there was no batch {batch}")
-
-
-def train_epoch(hw, model, h=(), epoch=1, optimizers=None, averaged=None, **arguments):
-    """One epoch, on ten images: (mean loss, training accuracy)."""
-    (x, y), h = images_and_labels(), hyperparameters(hw, **dict(h))
-    averaged, optimizers = averaged or copy.deepcopy(model), optimizers or hw.make_optimizers(model, h)
-    return hw.train_epoch(model, averaged, optimizers, x[:10], y[:10], epoch, h, **arguments)
+    with mock.patch.object(hw, "augment", at_call(batch, hw.augment, stop)), pytest.raises(KeyboardInterrupt):
+        train(hw, folder, **arguments)
 
 
 def contents(folder):
@@ -86,7 +70,7 @@ def at_call(number, function, action):
     return lambda *a, **k: (action if next(calls) == number else function)(*a, **k)
 
 
-def kill(*_):
+def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -96,20 +80,14 @@ def write_half_and_kill(path, content):
     kill()
 
 
-def move_and_kill(*paths, replace=os.replace):
-    replace(*paths)
-    kill()
-
-
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from run import load_definitions
-
     homework = load_definitions()
     no_clock(setattr, homework)
     torch.set_num_threads(1)
     places = {"batch": (homework, "augment", kill), "write": (Path, "write_bytes", write_half_and_kill),
-              "moved": (os, "replace", move_and_kill)}
+              "moved": (Path, "unlink", kill)}  # what write_file does next
     for moment, number in zip(sys.argv[2::2], sys.argv[3::2]):
         if process := os.fork():
             print(f"{moment} {number}: ended by signal {os.WTERMSIG(os.waitpid(process, 0)[1])}", flush=True)
