@@ -125,6 +125,8 @@ def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_inject
     injected = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in dict(SETTINGS, SEED=1).items())])
     notebook.cells.insert(1 + notebook.cells.index(*tagged(notebook, "parameters")), nbformat.v4.new_code_cell(
         injected, metadata=dict(tags=["injected-parameters"])))
+    nbformat.write(notebook, tmp_path / "injected.ipynb")
+    assert load_definitions(tmp_path / "injected.ipynb", "homework_injected").PT_FILE.name == PT
     notebook.cells = [c for c in notebook.cells if c.id != "overfit"]
     shutil.copytree(empty, content, ignore=shutil.ignore_patterns("*.ipynb", "checkpoints"))
     (content / CSV).write_text("\n".join(["ImageId,Prediction", *(f"{i},{i % 10}" for i in range(1, 31))]))
