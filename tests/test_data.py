@@ -153,7 +153,7 @@ def write_pictures(folder, *names):
     """PNGs by content; number i is all of brightness i."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), 3 * (i,)).save(folder / name, "png")
+        Image.new("RGB", (48, 40), 3 * (i,)).save(folder / name, "png")
 
 
 @pytest.mark.parametrize("test, also", [("test", "val"), ("val", "x"), ("valid", "x"), ("validation", "x")])
@@ -165,7 +165,7 @@ def test_what_systems_leave_behind_is_skipped_and_counted_all_else_is_read(hw, t
                    f"{test}/__MACOSX/1.png", "train/.ipynb_checkpoints/1.png", "train/loose.png", "train/.DS_Store")
     arrays, classes = hw.load_dataset(str(tmp_path))
     assert classes == (".x", "_none", "icon") and sorted(arrays[0][:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]
-    assert sorted(arrays[2][:, 0, 0, 0].tolist()) == [5, 6, 7, 8, 9]
+    assert sorted(arrays[2][:, 0, 0, 0].tolist()) == [5, 6, 7, 8, 9] and arrays[2].shape[1:] == (32, 32, 3)
     said = capsys.readouterr().out
     skipped = dict(re.findall(r"'(.*?)': (\d+)", said[said.index("skipped: "):]))
     assert (skipped["*.txt"], skipped["*.md"]) == ("2", "1") and sorted(map(int, skipped.values())) == [1, 1, 2, 10]
