@@ -28,7 +28,7 @@ VALIDATION = 5000
 COLUMNS = ["question", "network", "differs", "seed", "images", "epochs", "minutes", "processor", "torch", "commit",
            "measure", "value", "unit"]
 END, UNDER_WAY = "validation accuracy", "validation accuracy under way"
-SHORT = dict(cutmix=0.0, corrupt=0.0, bits=32)  # CutMix and the late phases are for long trainings
+SHORT = dict(cutmix=0.0, corrupt=0.0, top_codes=())  # CutMix and the late phases are for long trainings
 
 
 def adamw(parameters, lr, weight_decay=0.0):

@@ -69,7 +69,7 @@ def test_a_retraining_replaces_the_finished_one_when_it_is_done(hw, finished, fo
 
 
 OTHER = {"seed": dict(seed=1), "rate": dict(h=dict(muon_lr=0.01)), "epochs": dict(h=dict(epochs=1)),
-         "bits": dict(h=dict(bits=5)), "data": dict(images=40), "architecture": dict(model=dict(mlp_dims=(9, 11)))}
+         "codes": dict(h=dict(top_codes=(9, 4))), "data": dict(images=40), "architecture": dict(model=dict(mlp_dims=(9, 11)))}
 
 
 @pytest.mark.parametrize("what", OTHER)
@@ -82,10 +82,10 @@ def test_other_settings_use_another_file_and_give_other_weights(hw, finished, fo
 
 def test_what_is_stored_is_what_was_trained(hw, finished):
     model = finished[0]
-    for name, rounded in hw.fake_quantized(model, 3).items():
-        scales, codes = hw.quantize(model.get_parameter(name), 6)
-        assert torch.equal(scales.float() * codes, model.get_parameter(name))              # h.bits is 6
-        close(rounded, hw.unpack(*hw.pack(model, 3)).get_parameter(name))                  # in training; in the file
+    for name, rounded in hw.fake_quantized(model, (4, 3)).items():
+        scales, codes = hw.quantize(model.get_parameter(name), 9)
+        assert torch.equal(scales.float() * codes, model.get_parameter(name))              # h.top_codes is (9, 9)
+        close(rounded, hw.unpack(*hw.pack(model, (4, 3))).get_parameter(name))                  # in training; in the file
     again = hw.recompute_statistics(copy.deepcopy(model), tiny.images_and_labels()[0][:50])
     close(again.stem[1].running_mean, model.stem[1].running_mean, rtol=1e-3, atol=1e-3)
 
@@ -179,9 +179,12 @@ def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished,
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
 def test_muon_matches_torchs(hw, shape):
-    (ours, theirs), gradients = (torch.ones(shape).requires_grad_() for _ in range(2)), torch.randn(4, *shape)
-    for optimizer, weight in ((hw.Muon, ours), (torch.optim.Muon, theirs)):
-        step = optimizer([weight], lr=0.1, momentum=0.9, weight_decay=0.5).step
-        for weight.grad in gradients.clone():
+    ours, theirs = ([torch.ones(size).requires_grad_() for size in (shape, (4, 4), shape)] for _ in range(2))
+    for optimizer, weights in ((hw.Muon, ours), (torch.optim.Muon, theirs)):
+        step, generator = optimizer(weights, lr=0.1, momentum=0.9, weight_decay=0.5).step, torch.Generator()
+        for _ in range(4):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
             step()
+    ours, theirs = (torch.cat([w.flatten() for w in weights]) for weights in (ours, theirs))
     assert (ours - theirs).norm() < 0.03 * (theirs - 0.95**4).norm()  # of what was added; torch's works in bfloat16

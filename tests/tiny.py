@@ -19,7 +19,7 @@ FINISHED = "epochs that are finished at the start:"
 
 
 def hyperparameters(hw, **changed):
-    return hw.Hyperparameters(**dict(epochs=3, batch_size=10, sides=(16, 16, 32)) | changed)
+    return hw.Hyperparameters(**dict(epochs=3, batch_size=10, sides=(16, 16, 32), top_codes=(9, 9)) | changed)
 
 
 def images_and_labels():
