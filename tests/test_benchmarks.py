@@ -1,5 +1,6 @@
 """The log has one schema and backs README.md; peers have the published size; each ablation lacks its part alone."""
 
+import copy
 import csv
 import importlib
 import re
@@ -10,6 +11,7 @@ from statistics import mean
 
 import nbformat
 import pytest
+import tiny
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +119,26 @@ def test_ablations_and_times_are_logged_for_each_seed(log, capsys):
 
 def test_the_ladder_trains_the_changed_recipe(bench, log, monkeypatch, tmp_path):
     monkeypatch.setattr(bench("ladder"), "WEIGHTS", tmp_path / "weights")
-    small = ["epochs=1", "batch_size=20", "dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "mlp_dims=(9,10)"]
+    small = ["epochs=1", "batch_size=20", "dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "mlp_dims=(9,10)",
+             "top_codes=(9,9)"]
     first = log("ladder", "norms=('batch','layer')", *small, "--note", "small")
     assert [r["measure"][19:] for r in first] == [" under way", "", ", both views"] and first[0]["images"] == "40"
     assert "batch_size=20, dims=(6, 8)" in first[0]["differs"] and first[0]["differs"].endswith("; small")
+
+
+def test_a_captured_step_trains_as_the_notebooks_does_and_a_gpu_is_told_in_rows(bench, log):
+    on_gpu, hw, _ = bench("on_gpu"), bench("harness").hw, torch.manual_seed(0)
+    images, labels = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8), torch.arange(60) % 10
+    h = hw.Hyperparameters(epochs=3, batch_size=10, sides=(16, 16, 32), shift=0, cutout=0, cutmix=0.0, corrupt=0.0)
+    model = hw.myViT(**tiny.MODEL)
+    trainer = on_gpu.Trainer(copy.deepcopy(model), h, images, labels)
+    averaged, optimizers = copy.deepcopy(model).eval(), hw.make_optimizers(model, h)
+    for epoch in (1, 2, 3):
+        expected = hw.train_epoch(model, averaged, optimizers, images, labels, epoch, h)
+        assert trainer.epoch(epoch) == pytest.approx(expected, abs=1e-4)
+    for average, (name, found) in zip(averaged.state_dict().values(), trainer.averaged().state_dict().items()):
+        assert "tracked" in name or (found - average).abs().max() < 1e-5, name
+    changed = [f"{n}={v}" for n, v in (tiny.MODEL | dict(batch_size=20, sides=(16, 32))).items()]
+    found = log("on_gpu", "--side-by-side", 1, "--epochs", 2, *changed)
+    assert (found[0]["measure"], found[0]["value"]) == ("weights equal bit for bit", "1")
+    assert [r["measure"][19:] for r in found if r["unit"] == "%"] == ["", ", both views"]

@@ -46,7 +46,7 @@ def test_a_loaded_model_has_the_same_bytes_and_rounded_weights(hw, top_codes):
     assert content_of(hw, trained_model(hw), top_codes) == content_of(hw, again, top_codes) == content
     for (name, tensor), other in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
         top = top_codes[int(name[7])] if top_codes and tensor.ndim == 2 and "stages" in name else 127
-        if "running" in name or not top_codes and "tracked" not in name:
+        if "running" in name or (not top_codes and "tracked" not in name):
             assert torch.equal(tensor, other.half().float() if top_codes else other)
         elif "tracked" not in name:
             assert (tensor - other).abs().max() < 0.51 * other.abs().max() / top

@@ -69,7 +69,8 @@ def test_a_retraining_replaces_the_finished_one_when_it_is_done(hw, finished, fo
 
 
 OTHER = {"seed": dict(seed=1), "rate": dict(h=dict(muon_lr=0.01)), "epochs": dict(h=dict(epochs=1)),
-         "codes": dict(h=dict(top_codes=(9, 4))), "data": dict(images=40), "architecture": dict(model=dict(mlp_dims=(9, 11)))}
+         "codes": dict(h=dict(top_codes=(9, 4))), "data": dict(images=40),
+         "architecture": dict(model=dict(mlp_dims=(9, 11)))}
 
 
 @pytest.mark.parametrize("what", OTHER)
@@ -82,10 +83,10 @@ def test_other_settings_use_another_file_and_give_other_weights(hw, finished, fo
 
 def test_what_is_stored_is_what_was_trained(hw, finished):
     model = finished[0]
-    for name, rounded in hw.fake_quantized(model, (4, 3)).items():
-        scales, codes = hw.quantize(model.get_parameter(name), 9)
-        assert torch.equal(scales.float() * codes, model.get_parameter(name))              # h.top_codes is (9, 9)
-        close(rounded, hw.unpack(*hw.pack(model, (4, 3))).get_parameter(name))                  # in training; in the file
+    for name, parameter in model.named_parameters():
+        if name.startswith("stages.") and parameter.ndim == 2:
+            scales, codes = hw.quantize(parameter, 9)                                      # h.top_codes is (9, 9)
+            assert torch.equal(scales.float() * codes, parameter) and (codes.abs().amax(dim=1) == 9).all()
     again = hw.recompute_statistics(copy.deepcopy(model), tiny.images_and_labels()[0][:50])
     close(again.stem[1].running_mean, model.stem[1].running_mean, rtol=1e-3, atol=1e-3)
 
@@ -134,20 +135,19 @@ def test_write_file_waits_for_a_locked_target(hw, tmp_path, monkeypatch, refusal
 
 
 @pytest.mark.parametrize("epochs, expected", [
-    (1, [(0, 32, 0.3, True)]),
-    (4, [(2, 16, 0, False), (2, 16, 0, False), (0, 32, 0.3, False), (0, 32, 0.3, True)])])
-def test_small_pictures_cutmix_corruption_and_rounding_have_their_epochs(hw, epochs, expected):
-    names = "cutmix", "corrupt", "fake_quantized", "augment"
+    (1, [(0, 32, 0.3)]), (4, [(2, 16, 0), (2, 16, 0), (0, 32, 0.3), (0, 32, 0.3)])])
+def test_small_pictures_cutmix_and_corruption_have_their_epochs(hw, epochs, expected):
+    names = "cutmix", "corrupt", "augment"
     h = tiny.hyperparameters(hw, epochs=epochs, batch_size=5, sides=(16, 32), cutmix=1, cutmix_until=0.5, corrupt=0.3,
-                             corrupt_from=0.5, rounded_from=0.75, mirror=epochs > 1)
+                             corrupt_from=0.5, mirror=epochs > 1)
     model, (images, labels) = hw.myViT(**tiny.MODEL), tiny.images_and_labels()
     optimizers = hw.make_optimizers(model, h)
-    for epoch, (batches, side, share, is_rounded) in enumerate(expected, 1):
+    for epoch, (batches, side, share) in enumerate(expected, 1):
         spies = {name: mock.Mock(wraps=getattr(hw, name)) for name in names}
         with mock.patch.multiple(hw, **spies):
             hw.train_epoch(model, copy.deepcopy(model), optimizers, images[:10], labels[:10], epoch, h)
         (x, corrupted, _), _ = spies["corrupt"].call_args
-        assert (spies["cutmix"].call_count, spies["fake_quantized"].called) == (batches, is_rounded)
+        assert spies["cutmix"].call_count == batches
         assert (x.shape[2], corrupted) == (side, share)
         assert spies["augment"].call_args[0][1].any() == (epochs > 1)
 
@@ -177,14 +177,14 @@ def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished,
     assert " 0.00 " in output and "nan" not in output                                      # validation accuracy
 
 
-@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
-def test_muon_matches_torchs(hw, shape):
-    ours, theirs = ([torch.ones(size).requires_grad_() for size in (shape, (4, 4), shape)] for _ in range(2))
+def test_muon_matches_torchs(hw):
+    ours, theirs = ([torch.ones(shape).requires_grad_() for shape in 2 * [(12, 20), (20, 12)]] for _ in range(2))
+    gradients = [[torch.randn(weight.shape) for weight in ours] for _ in range(4)]
     for optimizer, weights in ((hw.Muon, ours), (torch.optim.Muon, theirs)):
-        step, generator = optimizer(weights, lr=0.1, momentum=0.9, weight_decay=0.5).step, torch.Generator()
-        for _ in range(4):
-            for weight in weights:
-                weight.grad = torch.randn(weight.shape, generator=generator)
+        step = optimizer(weights, lr=0.1, momentum=0.9, weight_decay=0.5).step
+        for gradient in gradients:
+            for weight, some in zip(weights, gradient):
+                weight.grad = some.clone()
             step()
-    ours, theirs = (torch.cat([w.flatten() for w in weights]) for weights in (ours, theirs))
-    assert (ours - theirs).norm() < 0.03 * (theirs - 0.95**4).norm()  # of what was added; torch's works in bfloat16
+    for a, b in zip(ours, theirs):
+        assert (a - b).norm() < 0.03 * (b - 0.95**4).norm()  # of what was added; torch's works in bfloat16
