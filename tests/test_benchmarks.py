@@ -119,8 +119,7 @@ def test_ablations_and_times_are_logged_for_each_seed(log, capsys):
 
 def test_the_ladder_trains_the_changed_recipe(bench, log, monkeypatch, tmp_path):
     monkeypatch.setattr(bench("ladder"), "WEIGHTS", tmp_path / "weights")
-    small = ["epochs=1", "batch_size=20", "dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "mlp_dims=(9,10)",
-             "top_codes=(9,9)"]
+    small = ["epochs=1", "batch_size=20", "dims=(6,8)", "depths=(1,1)", "heads=(0,2)", "mlp_dims=(9,10)"]
     first = log("ladder", "norms=('batch','layer')", *small, "--note", "small")
     assert [r["measure"][19:] for r in first] == [" under way", "", ", both views"] and first[0]["images"] == "40"
     assert "batch_size=20, dims=(6, 8)" in first[0]["differs"] and first[0]["differs"].endswith("; small")

@@ -173,7 +173,7 @@ REFUSED = {
     "myFFN(6, 11)(rand(2, 5, 7))": "x has shape (2, 5, 7) ... must be 6",
     "myMultiHeadAttention(6, 3, 4)(rand(2, 5, 6), rand(2, 5, 7))": "context has shape (2, 5, 7) ... must be 6",
     "myTransformer(6, 3, 4, 11)(rand(2, 63, 6))": "x has 63 tokens ... square",
-    "myViT()(rand(2, 3, 16, 12))": "images has shape (2, 3, 16, 12) ... (batch, 3, side",
+    "myViT()(rand(2, 3, 16, 12))": "images has shape (2, 3, 16, 12) ... (b, 3, n, n), n a multiple of 4",
 }
 
 
