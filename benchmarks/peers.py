@@ -1,6 +1,6 @@
 """How do other small networks do, trained alike, in equal epochs or in equal time?
 
-    python benchmarks/peers.py [--epochs 8 | --minutes 15] [--only NAME ...] [--seeds 0] [--images N]
+    python benchmarks/peers.py [--epochs 8 | --minutes 15] [--only NAME ...] [--optimizers NAME ...]
 
 Answer: README.md, "Beside its peers"; rows in peers.csv, drawn by plots.py. With --minutes 15 about three hours for the
 six networks of networks.py with two optimizers each. Whole images, no CutMix, no corruption; the same schedule and
@@ -8,7 +8,7 @@ running average for all. Leaves the weights in checkpoints/ladder/peer-*.pt, whe
 """
 
 import torch
-from harness import SHORT, WEIGHTS, arguments, chosen, hw, load_images, log, parameters, train
+from harness import OPTIMIZERS, SHORT, WEIGHTS, arguments, chosen, hw, load_images, log, parameters, train
 from networks import NETWORKS
 
 
@@ -16,6 +16,7 @@ def main(argv=None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), help="of a network's two; default: both")
     a = parser.parse_args(argv)
     names = chosen(parser, a.only, NETWORKS)
     train_set, validation_set, *_ = load_images(a.images)
@@ -25,7 +26,7 @@ def main(argv=None) -> None:
         network = NETWORKS[name]
         log("peers", question="peers", network=name, measure="parameters", value=parameters(network.make()),
             unit="parameters")
-        for optimizer in network.optimizers:
+        for optimizer in [name for name in network.optimizers if name in a.optimizers]:
             differs = optimizer + (f"; budget {a.minutes:g} minutes" if a.minutes else "")
             for seed in a.seeds:
                 *_, model = train("peers", "peers", name, differs, network.make, optimizer, h, seed, train_set,
