@@ -74,15 +74,15 @@ def prepared(optimizers):
     return optimizers
 
 
-def epochs_in(minutes, model, optimizer, h, seed, train_set, dtype) -> int:
-    """How many epochs fit into so many minutes, by the time of a short one."""
-    some = [t[:5000] for t in train_set]
+def epochs_in(minutes, model, optimizer, h, seed, train_set, dtype) -> float:
+    """How many epochs fit into so many minutes, by the time of eight batches."""
+    some = [t[:8 * h.batch_size] for t in train_set]
     for _ in range(2):  # the first one warms up
         probe, start = copy.deepcopy(model), time.perf_counter()
         hw.train_epoch(probe, copy.deepcopy(probe), prepared(OPTIMIZERS[optimizer](probe)), *some, 1,
                        replace(h, epochs=1), seed, dtype)
         seconds = (time.perf_counter() - start) * len(train_set[0]) / len(some[0])
-    return max(1, round(60 * minutes / seconds))
+    return 60 * minutes / seconds
 
 
 def train(file, question, network, differs, make, optimizer, h, seed, train_set, validation_set, minutes=None):
@@ -94,7 +94,9 @@ def train(file, question, network, differs, make, optimizer, h, seed, train_set,
     model, dtype = make().to(hw.DEVICE, memory_format=torch.channels_last), precision()
     train_set = [t.to(hw.DEVICE) for t in train_set]
     if minutes:
-        h = replace(h, epochs=epochs_in(minutes, model, optimizer, h, seed, train_set, dtype))
+        fitting = epochs_in(minutes, model, optimizer, h, seed, train_set, dtype)
+        h = replace(h, epochs=max(1, round(fitting)))  # not one of all images: one of as many as fit
+        train_set = [t[:int(min(1, fitting) * len(t))] for t in train_set]
     averaged, optimizers, spent = copy.deepcopy(model).eval(), prepared(OPTIMIZERS[optimizer](model)), 0.0
     for epoch in range(1, h.epochs + 1):
         start = time.perf_counter()
