@@ -50,11 +50,11 @@ def run_all(url: str, export: int, chromium: str | None) -> None:
         page.set_default_timeout(3_600_000)
         page.goto(url)
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
-        execute = "id => window.jupyterapp.commands.execute(id)"
+        notebook, execute = "window.jupyterapp.shell.currentWidget", "id => window.jupyterapp.commands.execute(id)"
+        page.wait_for_function(f"{notebook}.sessionContext.session?.kernel?.status === 'idle'")
         for command in ("notebook:run-all-cells", "notebook:run-all-cells", "docmanager:save"):
             page.evaluate(execute, command)
-        page.evaluate("i => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = i }", export)
+        page.evaluate(f"i => {{ {notebook}.content.activeCellIndex = i }}", export)
         for command in ("notebook:run-cell", "docmanager:save"):
             page.evaluate(execute, command)
 

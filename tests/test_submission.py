@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,19 +97,6 @@ def test_a_changed_byte_is_refused_wherever_it_is(hw):
         assert hw.saved(hw.Packed(hw.pack(again, again.top_codes, again.fingerprint))) == content, at
 
 
-@pytest.mark.parametrize("make, why", [
-    (lambda hw: content_of(hw, trained_model(hw))[:-100], "damaged"),
-    (lambda hw: hw.saved(nn.Linear(2, 2).state_dict()), "it holds a OrderedDict, not a model of this homework"),
-    (lambda hw: hw.saved(hw.Packed((9, *hw.pack(trained_model(hw), (9, 3))[1:], "something more"))),
-     "its format is 9, this notebook reads [0-8]: take the notebook it came with")])
-def test_a_pt_that_cannot_be_read_is_named_with_the_reason_and_left(hw, tmp_path, make, why):
-    path, content = tmp_path / "B1_submission.pt", make(hw)
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"B1_submission\.pt cannot be read, and stays as it is: .*{why}"):
-        hw.read_pt(path)
-    assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.fixture(scope="module")
 def verified():
     """Definitions of their own, because the verdict runs the notebook's checks among them."""
@@ -158,14 +144,8 @@ def test_agreement_is_999_of_1000(verify, verified, monkeypatch, others, verdict
     assert verify()["csv agrees with the model"] == (verdict, f"{1000 - others} of 1,000 rows")
 
 
-@pytest.mark.parametrize("change, what", [
-    (lambda t: "\ufeff" + t, r"first line is .*byte-order mark; it must be 'ImageId,Prediction'"),
-    (lambda t: re.sub(r"(,\d)\n", r"\1.0\n", t), r"line 2 is '1,\d\.0'; it must be 1, a comma and a class from 0"),
-    (lambda t: t.replace("\n", "\r\n"), r"line is 'ImageId,Prediction\\r'"),
-    (lambda t: t.replace(",", ";"), "line is 'ImageId;Prediction'"),
-    (lambda t: t[:t.rindex("30,")], "it has 29 predictions for 30"), (lambda t: t[:-2] + "10\n", "line 31 is '30,10'")])
-def test_a_csv_that_went_through_a_spreadsheet(verify, change, what):
+def test_a_csv_that_went_through_a_spreadsheet(verify):
     path = Path("B1_submission.csv")
-    path.write_bytes(change(path.read_text()).encode())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     verdict, detail = verify()["csv in the promised form"]
-    assert verdict == "NO" and re.search(what, detail), detail
+    assert verdict == "NO" and "byte-order mark" in detail
