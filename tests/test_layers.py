@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from tiny import MODEL, hyperparameters
-from torch import nn
 
 B, N, M, DIM, HEADS, HEAD, HIDDEN = 2, 5, 6, 7, 3, 4, 11  # all different
 close = torch.testing.assert_close
@@ -117,36 +116,6 @@ def test_input_far_beyond_0_and_1_gets_one_warning(hw, recwarn, low, high, told)
     for _ in range(3):
         model(x)
     assert len(recwarn) == told and all("expected is uint8, or floats in [0, 1]" in str(w.message) for w in recwarn)
-
-
-# an ordinary module
-
-def through_a_worker(model):
-    context = torch.multiprocessing.get_context("fork")
-    there, back = context.Queue(), context.Queue()
-    context.Process(target=lambda: back.put(there.get()) or there.get(), daemon=True).start()
-    there.put(model)
-    twin, _ = back.get(timeout=30), there.put("done")
-    return twin
-
-
-SHARING = copy.copy, through_a_worker, nn.Module.share_memory
-
-
-@pytest.mark.parametrize("copied", [*SHARING, copy.deepcopy])
-def test_a_copy_is_as_the_original(hw, copied):
-    """Another head and layer, frozen weights and statistics, train mode: all is kept, and nothing rounded."""
-    model, x = hw.myViT(**MODEL, both_views=False), torch.rand(B, 3, 16, 16)
-    model.head[1], model.extra = nn.Linear(8, 3), nn.Linear(2, 2)
-    model.stem.requires_grad_(False)[1].eval()
-    twin = copied(model)
-    assert [m.training for m in twin.modules()] == [m.training for m in model.modules()]
-    assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
-    assert torch.equal(twin.eval()(x), model.eval()(x)) and twin(x).shape == (B, 3)
-    assert torch.cuda.is_available() or torch.equal(nn.DataParallel(twin)(x), twin(x))    # there it wants GPUs
-    nn.init.ones_(twin.extra.weight)
-    assert model.extra.weight.eq(1).all() == (copied in SHARING)
-    assert twin.extra.weight.is_shared() == (copied in SHARING[1:])
 
 
 def test_another_default_device_changes_nothing(hw):
