@@ -1,4 +1,4 @@
-"""The 15 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019) in five severities, on batches.
+"""The 15 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019) in five severities, and everyday changes.
 
 Definitions and constants are those the published CIFAR-10-C was made with; the random numbers are ours, so the images
 are others of the same distribution. `corrupt(images, name, severity)` takes and gives uint8 (n, 32, 32, 3). Frost needs
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 SIDE = 32
 
@@ -241,3 +241,47 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
     x = images.permute(0, 3, 1, 2).float() / 255
     x = CORRUPTIONS[name](x, severity - 1, random)
     return (x.clamp(0, 1) * 255 + 1e-3).byte().permute(0, 2, 3, 1).contiguous()
+
+
+# everyday changes, of one picture each
+
+R = Image.Resampling
+
+
+def widened(p):
+    return Image.fromarray(np.pad(np.asarray(p), ((16, 16), (16, 16), (0, 0)), mode="reflect"))
+
+
+def resampled(side, there, back):
+    return lambda p: p.resize((side, side), there).resize((32, 32), back)
+
+
+def scaled(factor):
+    return lambda p: widened(p).resize((32, 32), R.BICUBIC, (32 - 16 / factor,) * 2 + (32 + 16 / factor,) * 2)
+
+
+def rotated(degrees):
+    return lambda p: widened(p).rotate(degrees, R.BICUBIC).crop((16, 16, 48, 48))
+
+
+def shifted(dx, dy):
+    return lambda p: widened(p).crop((16 - dx, 16 - dy, 48 - dx, 48 - dy))
+
+
+EVERYDAY = {
+    **{f"JPEG quality {q}": lambda p, q=q: jpeg(p, q) for q in (90, 75, 50, 30, 10)},
+    **{f"brightness x {f}": lambda p, f=f: ImageEnhance.Brightness(p).enhance(f) for f in (0.4, 0.7, 1.3, 1.6)},
+    **{f"contrast x {f}": lambda p, f=f: ImageEnhance.Contrast(p).enhance(f) for f in (0.4, 0.7, 1.3, 1.6)},
+    **{f"rotated by {d} degrees": rotated(d) for d in (-20, -15, -5, 5, 15, 20)},
+    **{f"scaled by {f}": scaled(f) for f in (0.6, 0.8, 0.9, 1.1, 1.25, 1.6)},
+    **{f"shifted by {n} pixels": shifted(n, -n) for n in (2, 4, 8)},
+    "from 24 pixels, bilinear": resampled(24, R.BOX, R.BILINEAR),
+    "from 24 pixels, Lanczos": resampled(24, R.LANCZOS, R.LANCZOS),
+    "from 64 pixels, box": resampled(64, R.BICUBIC, R.BOX),
+    "from 64 pixels, Lanczos": resampled(64, R.BILINEAR, R.LANCZOS),
+}
+
+
+def everyday(images: torch.Tensor, name: str) -> torch.Tensor:
+    """uint8 images (n, 32, 32, 3), changed alike."""
+    return torch.from_numpy(np.stack([EVERYDAY[name](Image.fromarray(x)).convert("RGB") for x in images.numpy()]))

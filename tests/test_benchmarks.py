@@ -105,8 +105,9 @@ def test_trainings_are_logged_epoch_by_epoch_and_left_for_shift(bench, log, monk
     monkeypatch.setattr(shift, "frost", lambda *a: None)     # its photographs are in a package that is not installed
     monkeypatch.setattr(shift, "CORRUPTIONS", ["fog"])
     file = tmp_path / "weights" / "peer-CCT-2-3x2-Muon-0.02-+-AdamW-0.002.pt"
-    changed = log("shift", "--validation", "--images", 20, file)
-    assert len(changed) == 1 + 5 + len(shift.EVERYDAY) and {r["measure"] for r in changed} == {"validation accuracy"}
+    changed = log("shift", "--validation", "--images", 20, "--adapt", file)
+    assert len(changed) == 2 * (1 + 5 + len(shift.EVERYDAY)) + 4  # of the clean ones, also with few and with one class
+    assert {r["measure"] for r in changed} == {"validation accuracy"}
     assert changed[0]["differs"] == "clean; 20 images" and changed[0]["value"] == found[-1]["value"]
 
 
