@@ -43,7 +43,7 @@ def best_runs(rows, wanted):
 
 
 def draw_peers(epochs, minutes):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, dpi=100)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, dpi=100)
     wanted = [lambda end: end["epochs"] == str(epochs), lambda end: f"budget {minutes:g} minutes" in end["differs"]]
     for axis, x, number, is_wanted in zip(axes, ("epochs", "minutes"), (epochs, minutes), wanted):
         for run in best_runs([row for row in read("peers") if row["network"] in COLOURS], is_wanted):
@@ -51,10 +51,10 @@ def draw_peers(epochs, minutes):
             colour, optimizer = COLOURS[run[0]["network"]], run[0]["differs"].split(";")[0]
             axis.plot(*points, ".-", color=colour, label=f"{run[0]['network']}, {optimizer}")
             axis.plot(points[0][-1], points[1][-1], "*", ms=13, color=colour)
-        axis.set(xlabel=x, title=f"{number:g} {x} each")
-        axis.legend(fontsize=8)
+        axis.set(xlabel=x, title=f"{number:g} {x} each, {run[0]['processor'].split('EPYC')[1].strip(' ,')}")
     axes[0].set(ylabel="validation accuracy, %")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.legend(*axis.get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)
     figure.savefig(HERE / "peers.png")
 
 
