@@ -150,3 +150,11 @@ REFUSED = {
 def test_refused(hw, call):
     with pytest.raises(ValueError, match=re.escape(REFUSED[call]).replace(r"\ \.\.\.\ ", ".*")):
         eval(call, vars(hw) | dict(rand=torch.rand))
+
+
+def test_adapt_gives_a_copy_with_the_statistics_of_the_pictures(hw):
+    model, images = hw.myViT(**MODEL).eval(), torch.randint(50, 200, (20, 32, 32, 3)).byte()
+    before, twin = copy.deepcopy(model.state_dict()), hw.adapt(model, images)
+    assert all(map(torch.equal, model.state_dict().values(), before.values())) and not twin.training
+    seen = model.stem[0]((hw.to_input(images) - model.mean) / model.std)
+    close(twin.stem[1].running_mean, seen.mean((0, 2, 3)))
