@@ -7,6 +7,7 @@ A row's columns, and what each question found: README.md.
 import argparse
 import copy
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def prepared(optimizers):
 
 
 def epochs_in(minutes, model, optimizer, h, seed, train_set, dtype) -> float:
-    """How many epochs fit into so many minutes, by the time of eight batches."""
+    """How many epochs of all images fit into so many minutes, by the time of eight batches; may be below one."""
     some = [t[:8 * h.batch_size] for t in train_set]
     for _ in range(2):  # the first one warms up
         probe, start = copy.deepcopy(model), time.perf_counter()
@@ -95,8 +96,8 @@ def train(file, question, network, differs, make, optimizer, h, seed, train_set,
     train_set = [t.to(hw.DEVICE) for t in train_set]
     if minutes:
         fitting = epochs_in(minutes, model, optimizer, h, seed, train_set, dtype)
-        h = replace(h, epochs=max(1, round(fitting)))  # not one of all images: one of as many as fit
-        train_set = [t[:int(min(1, fitting) * len(t))] for t in train_set]
+        h = replace(h, epochs=max(1, round(fitting)))
+        train_set = [t[:math.ceil(min(1, fitting) * len(t))] for t in train_set]  # below one: as many images as fit
     averaged, optimizers, spent = copy.deepcopy(model).eval(), prepared(OPTIMIZERS[optimizer](model)), 0.0
     for epoch in range(1, h.epochs + 1):
         start = time.perf_counter()

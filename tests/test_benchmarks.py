@@ -102,6 +102,8 @@ def test_trainings_are_logged_epoch_by_epoch_and_left_for_shift(bench, log, monk
     ends = [(r["differs"], r["epochs"], r["measure"]) for r in found if r["unit"] == "%"]
     assert ends == [(f"{o}; of 2 epochs", e, m) for o in ("AdamW 0.001", "Muon 0.02 + AdamW 0.002")
                     for e, m in (("1", "validation accuracy under way"), ("2", "validation accuracy"))]
+    limited = log("peers", "--minutes", 1e-6, "--only", "CCT-2/3x2", "--optimizers", "AdamW 0.001")[len(found):]
+    assert [(r["epochs"], r["images"]) for r in limited if r["unit"] == "%"] == [("1", "1")]
     shift = bench("shift")
     monkeypatch.setattr(shift, "frost", lambda *a: None)     # its photographs are in a package that is not installed
     monkeypatch.setattr(shift, "CORRUPTIONS", ["fog"])
