@@ -6,6 +6,7 @@ Answer: README.md; rows in on_gpu.csv. A few minutes on a CUDA GPU; on a CPU, on
 ladder.py; --epochs is of the trainings side by side, epochs= of the recipe whose minutes are estimated."""
 
 import argparse
+from functools import partial
 from itertools import product
 from timeit import repeat
 from unittest import mock
@@ -144,7 +145,7 @@ def main(argv=None) -> None:
                 new, sided = copied(model), hw.replace(h, sides=(side,))
                 call = (Trainer(new, sided, *some, 0, dtype).epoch, 1) if name == "Trainer" else (
                     hw.train_epoch, new, copied(new), hw.make_optimizers(new, sided), *some, 1, sided, 0, dtype)
-                ms[side] = 1000 * repeat(hw.partial(*call), number=1, repeat=2)[1] / (len(some[0]) // h.batch_size)
+                ms[side] = 1000 * repeat(partial(*call), number=1, repeat=2)[1] / (len(some[0]) // h.batch_size)
                 found(f"{how}, {side}x{side}", f"step of {h.batch_size} images", ms[side], "ms")
             minutes = sum(ms[hw.side_of(e, h)] for e in range(1, h.epochs + 1)) * 50_000 / h.batch_size / 60_000
             found(how, f"{h.epochs} epochs of 50,000 images, estimated", minutes, "min")
