@@ -91,33 +91,17 @@ def failed(text):
     return [line.strip() for line in re.findall(r"(?m)^ *(?:NO|-)  (.{32})", text)]
 
 
-def run_all(path, settings, slow=False):
-    """Execute, without the check that takes most of a run's time and decides nothing."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [c for c in notebook.cells if slow or c.id != "overfit"]
-    nbformat.write(notebook, path)
-    execute(path, settings, quiet=True)
-    assert failed(printed(nbformat.read(path, as_version=4), "export_run")) == ["accuracy above 57 %"]
-
-
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     """The journey of who starts with the notebook alone: its folder."""
-    folder = tmp_path_factory.mktemp("empty")
-    run_all(shutil.copy(NOTEBOOK, folder), SETTINGS, slow=True)
-    return folder
+    path = shutil.copy(NOTEBOOK, tmp_path_factory.mktemp("empty"))
+    execute(path, SETTINGS, quiet=True)
+    assert failed(printed(nbformat.read(path, as_version=4), "export_run")) == ["accuracy above 57 %"]
+    return path.parent
 
 
 def test_empty(empty):
     assert sorted(p.name for p in empty.iterdir()) == sorted([*FILES, NOTEBOOK.name, "checkpoints"])
-
-
-def test_zip(empty, tmp_path):
-    shutil.unpack_archive(empty / ZIP, tmp_path)
-    before = state(tmp_path)
-    run_all(tmp_path / "DL_HW3_B1.ipynb", {})
-    after = state(tmp_path)
-    assert {*after} - {*before} == {ZIP} and all(after[name] == before[name] for name in (PT, CSV))
 
 
 def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_injected(empty, tmp_path):
