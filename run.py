@@ -1,6 +1,6 @@
 """Execute the notebook in place, as Run All and Save would in Jupyter; or load the cells that only define.
 
-    python run.py [NAME=VALUE ...] [--notebook FILE] [--quiet]
+    python run.py [NAME=VALUE ...] [--notebook FILE]
     python run.py --show FILE
 
 NAME=VALUE replaces a setting of the cell tagged `parameters` for this run: the saved notebook keeps its literals, the
@@ -10,11 +10,9 @@ a notebook's cells without outputs, for diffs.
 
 import argparse
 import ast
-import contextlib
 import os
 import re
 import sys
-import tempfile
 import time
 import types
 from pathlib import Path
@@ -63,13 +61,11 @@ def load_definitions(path: Path = NOTEBOOK, name: str = "homework", **settings) 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write to a temporary file, then move it into place."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-        nbformat.write(notebook, file)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    nbformat.write(notebook, temporary := path.with_suffix(".tmp"))
+    os.replace(temporary, path)
 
 
-def execute(path: Path, settings: dict, quiet: bool = False) -> None:
+def execute(path: Path, settings: dict) -> None:
     """Run all cells in the notebook's folder and save their outputs after each; then renew the notebook in the zip.
 
     Raises CellExecutionError, with the outputs so far saved, if a cell fails.
@@ -85,19 +81,18 @@ def execute(path: Path, settings: dict, quiet: bool = False) -> None:
     def after_cell(cell, cell_index, execute_reply):
         save(notebook, path)  # the export cell compares the saved file with what was run
         text = "".join(o.get("text", "") for o in cell.get("outputs", []) if o.output_type == "stream")
-        if text and not quiet:
+        if text:
             print(text.rstrip(), flush=True)
 
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}}, on_cell_executed=after_cell,
     )
-    environment = {"JPY_SESSION_NAME": str(path), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-                   "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)}
+    environment = {"GLIBC_TUNABLES": KEEP_MEMORY, **os.environ, "JPY_SESSION_NAME": str(path),
+                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     started = time.time()
     try:
-        with set_environment(environment):
-            client.execute()
+        client.execute(env=environment)
         save(notebook, path)
         renew_zip(path, started)
     finally:
@@ -117,18 +112,6 @@ def renew_zip(path: Path, since: float) -> None:
         os.chdir(before)
 
 
-@contextlib.contextmanager
-def set_environment(values: dict):
-    """Set environment variables, and put back what was there."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def setting(text: str) -> tuple[str, object]:
     """NAME=VALUE from the command line."""
     name, equals, value = text.partition("=")
@@ -144,13 +127,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", type=setting, metavar="NAME=VALUE")
     parser.add_argument("--notebook", type=Path, default=NOTEBOOK)
-    parser.add_argument("--quiet", action="store_true", help="do not print the cells' text output")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the cells of this notebook, without outputs")
     arguments = parser.parse_args()
     if arguments.show:
         cells = nbformat.read(arguments.show, as_version=4).cells
         sys.exit(print("\n\n".join(f"# %% [{cell.cell_type}] {cell.id}\n{cell.source}" for cell in cells)))
     try:
-        execute(arguments.notebook, dict(arguments.settings), arguments.quiet)
+        execute(arguments.notebook, dict(arguments.settings))
     except (CellExecutionError, ValueError) as error:
         sys.exit(str(error))

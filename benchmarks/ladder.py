@@ -12,7 +12,7 @@ from dataclasses import fields
 
 from harness import END, UNDER_WAY, WEIGHTS, hw, load_images, log
 
-from run import setting
+from run import load_definitions, setting
 
 
 def main(argv=None) -> None:
@@ -24,12 +24,12 @@ def main(argv=None) -> None:
     number.add_argument("--images", type=int, help="how many to train on; default: all but 5,000 for validation")
     number.add_argument("--all", action="store_true", help="train on those 5,000, too; then there is no validation")
     parser.add_argument("--test", action="store_true", help="score the test images, too: for what is to be reported")
-    parser.add_argument("--question", default="recipe")
     parser.add_argument("--note", default="")
     a = parser.parse_args(argv)
 
     settings, names = dict(a.settings), {f.name for f in fields(hw.Hyperparameters)}
-    h = hw.Hyperparameters(**dict(mirror=a.dataset != "SVHN") | {n: v for n, v in settings.items() if n in names})
+    of_set = load_definitions(name="homework_of_set", DATASET=a.dataset)
+    h = hw.Hyperparameters(**dict(mirror=of_set.MIRRORED) | {n: v for n, v in settings.items() if n in names})
     train_set, validation_set, test_set, classes = load_images(a.images, a.dataset)
     if a.all:
         train_set = tuple(hw.torch.cat(both) for both in zip(train_set, validation_set))
@@ -42,8 +42,8 @@ def main(argv=None) -> None:
     trained, history = hw.train(model, train_set, validation_set, h, seed=a.seed, folder=WEIGHTS, retrain=False)
 
     changed = ", ".join(f"{n}={value}" for n, value in settings.items() if n != "epochs")
-    row = dict(question=a.question, network="ours", seed=a.seed, images=len(train_set[0]), unit="%",
-               differs="; ".join(filter(None, [a.dataset.replace("CIFAR10", ""), changed, a.note])))
+    row = dict(question="recipe", network="ours", seed=a.seed, images=len(train_set[0]), unit="%",
+               differs="; ".join(filter(None, [of_set.SUFFIX[1:], changed, a.note])))
     minutes = 0
     for epoch in history:
         minutes += epoch["seconds"] / 60

@@ -1,11 +1,8 @@
 """Draw the figures of README.md from the CSVs: accuracy_parameters.png and peers.png. A few seconds.
 
-    python benchmarks/plots.py [--epochs 8] [--minutes 15]
-
-peers.png has on the left the runs of that many epochs, on the right those with that budget; the best of each network.
+peers.png has on the left the runs of eight epochs, on the right those of 15 minutes; the best of each network.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -84,11 +81,7 @@ def draw_accuracy_parameters():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=15)
-    a = parser.parse_args()
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
                          "savefig.facecolor": "white"})
-    draw_peers(a.epochs, a.minutes)
+    draw_peers(8, 15)
     draw_accuracy_parameters()

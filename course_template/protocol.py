@@ -112,7 +112,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--without", nargs="*", choices=CAUSES, default=[])
     parser.add_argument("--report", action="store_true", help="train on all 50,000 images, score on the test images")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the .pt and the .csv into this folder")
     parser.add_argument("--note", default="")
     a = parser.parse_args()
 
@@ -136,31 +135,23 @@ def main() -> None:
     train(model, images[kept], labels[kept], a.epochs, score)
     minutes = (time.perf_counter() - start) / 60
     with tempfile.TemporaryDirectory() as scratch:
-        folder = a.write or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(model, folder / "StudentID_submission.pt")  # as the template does, in train mode
+        pt = Path(scratch, "StudentID_submission.pt")
+        torch.save(model, pt)  # as the template does, in train mode
         row = dict(
             arguments=json.dumps(arguments), without=" ".join(a.without), seed=a.seed, epochs=a.epochs,
             images=len(kept), minutes=round(minutes, 1),
             parameters=sum(p.numel() for p in model.parameters()),
-            pt_bytes=(folder / "StudentID_submission.pt").stat().st_size, validation=by_epoch[-1] if by_epoch else "",
+            pt_bytes=pt.stat().st_size, validation=by_epoch[-1] if by_epoch else "",
             test="", by_epoch=" ".join(map(str, by_epoch)), note=a.note)
         if a.report:
-            saved = torch.load(folder / "StudentID_submission.pt", weights_only=False)
+            saved = torch.load(pt, weights_only=False)
             logits = hw.predict(saved, test_images)
             row["test"] = round(hw.accuracy(logits, test_labels), 2)
             if not torch.equal(logits.argmax(dim=1), hw.predict(model, test_images).argmax(dim=1)):
                 raise RuntimeError("the saved model predicts other classes than the trained one")
-            lines = ["ImageId,Prediction", *(f"{i},{c}" for i, c in enumerate(logits.argmax(dim=1).tolist(), start=1))]
-            (folder / "StudentID_submission.csv").write_text("\n".join(lines) + "\n")
     print(row)
-    log = HERE / "results.csv"
-    new = not log.exists()
-    with log.open("a", newline="") as file:
-        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            rows.writeheader()
-        rows.writerow(row)
+    with (HERE / "results.csv").open("a", newline="") as file:
+        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
 
 
 if __name__ == "__main__":

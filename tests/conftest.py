@@ -1,4 +1,3 @@
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,18 +22,3 @@ def sample():
     """Real images: train images (60, 32, 32, 3), train labels, test images (30, 32, 32, 3), test labels."""
     with np.load(SAMPLE) as arrays:
         return [arrays[name] for name in ("train_images", "train_labels", "test_images", "test_labels")]
-
-
-@pytest.fixture
-def sample_folder(tmp_path):
-    """A working folder with the sample as its data/cifar10.npz."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(SAMPLE, tmp_path / "data")
-    return tmp_path
-
-
-def delivered(name):
-    """A file that is handed in; the test skips where the repository does not have it."""
-    if not (ROOT / name).is_file():
-        pytest.skip(f"{name} is not in the repository")
-    return ROOT / name

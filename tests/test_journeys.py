@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -94,14 +95,25 @@ def failed(text):
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     """The journey of who starts with the notebook alone: its folder."""
-    path = shutil.copy(NOTEBOOK, tmp_path_factory.mktemp("empty"))
-    execute(path, SETTINGS, quiet=True)
+    path = Path(shutil.copy(NOTEBOOK, tmp_path_factory.mktemp("empty")))
+    execute(path, SETTINGS)
     assert failed(printed(nbformat.read(path, as_version=4), "export_run")) == ["accuracy above 57 %"]
     return path.parent
 
 
 def test_empty(empty):
     assert sorted(p.name for p in empty.iterdir()) == sorted([*FILES, NOTEBOOK.name, "checkpoints"])
+    with zipfile.ZipFile(empty / ZIP) as archive:
+        packed = nbformat.reads(archive.read("DL_HW3_B1.ipynb").decode(), as_version=4)
+    assert failed(printed(packed, "export_run")) == ["accuracy above 57 %"]
+    assert "EPOCHS = 1 " in tagged(packed, "parameters")[0].source
+
+
+def test_validation_images_are_not_trained_on_and_the_limit_holds():
+    hw = load_definitions(name="homework_of_sets", **SETTINGS, HELD_OUT=20, TRAIN_LIMIT=30)
+    exec(next(c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.id == "data"), hw.__dict__)
+    kept, held = ([image.numpy().tobytes() for image in images] for images, _ in (hw.train_set, hw.validation_set))
+    assert (len(kept), len(held)) == (30, 20) and len({*kept, *held}) == 50
 
 
 def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_injected(empty, tmp_path):
@@ -133,12 +145,12 @@ def test_a_script_on_flat_pictures_of_ones_own_leaves_cifar10s_files_alone(tmp_p
     (tmp_path / "homework.py").write_text("\n\n\n".join(["#!/usr/bin/env python", *cells]), "utf-8")
     done = subprocess.run([sys.executable, "homework.py"], cwd=tmp_path, capture_output=True, text=True)
     assert failed(done.stdout) == ["below 1 MB as float32", "accuracy above 57 %", "zip with the notebook as run"]
-    assert (tmp_path / PT).read_bytes() == b"CIFAR-10's"
+    assert (tmp_path / PT).read_bytes() == b"CIFAR-10's" and ": 0 times" not in done.stdout
     assert (tmp_path / "B1_pictures_classes.csv").read_text() == "Prediction,Class\n0,2\n1,10\n"
 
 
 def test_a_cell_that_fails_is_saved_and_said(tmp_path):
     with pytest.raises(Exception, match="held_out is 7"):
-        execute(path := shutil.copy(NOTEBOOK, tmp_path), SETTINGS | dict(HELD_OUT=7), quiet=True)
+        execute(path := shutil.copy(NOTEBOOK, tmp_path), SETTINGS | dict(HELD_OUT=7))
     saved = nbformat.read(path, as_version=4)
     assert "held_out is 7" in printed(saved, "data") and "HELD_OUT = 0 " in tagged(saved, "parameters")[0].source

@@ -110,7 +110,7 @@ def test_vit(hw):
     close(model(x), (sum(view.softmax(dim=1) for view in views) / 2).log())                # so a softmax gives the mean
 
 
-@pytest.mark.parametrize("low, high, told", [(0, 1, 0), (-0.3, 1.2, 0), (0, 255, 1), (-2.4, 2.7, 1), (-1, 1, 1)])
+@pytest.mark.parametrize("low, high, told", [(-0.3, 1.2, 0), (0, 255, 1), (-1, 1, 1)])
 def test_input_far_beyond_0_and_1_gets_one_warning(hw, recwarn, low, high, told):
     model, x = hw.myViT(**MODEL).eval(), torch.linspace(low, high, B * 3 * 16 * 16).view(B, 3, 16, 16)
     for _ in range(3):
@@ -139,6 +139,7 @@ def test_another_default_device_changes_nothing(hw):
 REFUSED = {
     "myTokenization(7, 4, 3)(rand(2, 3, 12, 10))": "x has shape (2, 3, 12, 10) ... patch size 4",
     "mySingleHeadAttention(-1, 4)": "input_dim is -1",
+    "myFFN(6, 11)(rand(7))": "x has shape (7,) ... must be 6",
     "myFFN(6, 11)(rand(2, 5, 7))": "x has shape (2, 5, 7) ... must be 6",
     "myMultiHeadAttention(6, 3, 4)(rand(2, 5, 6), rand(2, 5, 7))": "context has shape (2, 5, 7) ... must be 6",
     "myTransformer(6, 3, 4, 11)(rand(2, 63, 6))": "x has 63 tokens ... square",
