@@ -1,9 +1,10 @@
 """What does a changed recipe give? The notebook's own training, with some hyperparameters or arguments changed.
 
-    python benchmarks/ladder.py [--dataset CIFAR10] [--seed 0] [--images N | --all] [--test] [--note TEXT] [N=VALUE ...]
+    python benchmarks/ladder.py [NAME=VALUE ...] [--dataset CIFAR10] [--seed 0] [--images N | --all] [--test]
+                                [--note TEXT]
 
 Answer: rows in runs.csv; README.md tells what decided something. The whole recipe takes hours on two cores; a run that
-was cut short is resumed by the same command. N is a field of Hyperparameters or an argument of myViT: epochs=8
+was cut short is resumed by the same command. NAME is a field of Hyperparameters or an argument of myViT: epochs=8
 cutmix=0.0 dim_head=8. The test images are not touched without --test.
 """
 

@@ -1,7 +1,7 @@
 """Train Parts 5 to 7 inside the course's own template, whose other parts are locked.
 
     python course_template/protocol.py [--dim 96 --heads 3 --head-dim 16 --mlp-dim 104] [--seed 0] [--epochs 10]
-                                       [--without CAUSE ...] [--report] [--write FOLDER] [--note TEXT]
+                                       [--without CAUSE ...] [--report] [--note TEXT]
 
 The template: patches of 4 pixels through LayerNorm and Linear, a class token and a position embedding drawn from
 N(0, 1), `myTransformer(dim, heads, dim_head, mlp_dim)`, the class token's row into LayerNorm and Linear; batches of 16,
