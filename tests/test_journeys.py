@@ -88,6 +88,13 @@ def test_where_weights_come_from_and_what_is_written(run_cells, what, retrain):
         assert {*FILES} <= {*after}
 
 
+def test_a_pt_of_other_classes_is_refused(hw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hw.PT_FILE.write_bytes(hw.saved(hw.Packed(hw.pack(hw.myViT(4, **tiny.MODEL), ()))))
+    with pytest.raises(ValueError, match="has 4 classes, the data 10; RETRAIN = True"):
+        hw.trained_or_submitted(hw.myViT(**tiny.MODEL), tiny.images_and_labels(), None, tiny.hyperparameters(hw))
+
+
 def failed(text):
     return [line.strip() for line in re.findall(r"(?m)^ *(?:NO|-)  (.{32})", text)]
 
@@ -95,7 +102,9 @@ def failed(text):
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     """The journey of who starts with the notebook alone: its folder."""
-    path = Path(shutil.copy(NOTEBOOK, tmp_path_factory.mktemp("empty")))
+    path, notebook = tmp_path_factory.mktemp("empty") / NOTEBOOK.name, nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("%matplotlib inline"))
+    nbformat.write(notebook, path)
     execute(path, SETTINGS)
     assert failed(printed(nbformat.read(path, as_version=4), "export_run")) == ["accuracy above 57 %"]
     return path.parent
@@ -110,7 +119,8 @@ def test_empty(empty):
 
 
 def test_validation_images_are_not_trained_on_and_the_limit_holds():
-    hw = load_definitions(name="homework_of_sets", **SETTINGS, HELD_OUT=20, TRAIN_LIMIT=30)
+    hw = load_definitions(name="homework_of_sets", **SETTINGS)
+    hw.HELD_OUT, hw.TRAIN_LIMIT = 20, 30                                  # changed when all functions were defined
     exec(next(c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.id == "data"), hw.__dict__)
     kept, held = ([image.numpy().tobytes() for image in images] for images, _ in (hw.train_set, hw.validation_set))
     assert (len(kept), len(held)) == (30, 20) and len({*kept, *held}) == 50
@@ -123,7 +133,11 @@ def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_inject
         injected, metadata=dict(tags=["injected-parameters"])))
     nbformat.write(notebook, tmp_path / "injected.ipynb")
     assert load_definitions(tmp_path / "injected.ipynb", "homework_injected").PT_FILE.name == PT
-    notebook.cells = [c for c in notebook.cells if c.id != "overfit"]
+    cells = {c.id: c for c in notebook.cells if c.id != "overfit"}
+    early = nbformat.v4.new_code_cell(cells["single_check"].source, metadata=dict(tags=["raises-exception"]))
+    own = [nbformat.v4.new_code_cell(f"import sys\n{line}") for line in ("!{sys.executable} -V", "print(predictions)")]
+    notebook.cells = [early, *cells.values()]
+    notebook.cells[-(len(cells) - [*cells].index("export_run")):0] = own           # before the cell that exports
     shutil.copytree(empty, content, ignore=shutil.ignore_patterns("*.ipynb", "checkpoints"))
     (content / CSV).write_text("\n".join(["ImageId,Prediction", *(f"{i},{i % 10}" for i in range(1, 31))]))
     before = state(content)

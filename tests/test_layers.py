@@ -103,6 +103,8 @@ def test_vit(hw):
     model, pictures = shaken(hw.myViT(**MODEL)), torch.randint(256, (B, 3, 16, 16)).byte()
     x = pictures / 255
     assert torch.equal(model(pictures), model(x)) and model(x).shape == (B, 10)
+    for dtype in (torch.float16, torch.float64):
+        assert copy.deepcopy(model).to(dtype)(pictures).dtype == dtype
     F.cross_entropy(model(x), torch.arange(B)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     views = [model.eval().one_view(view) for view in (x, x.flip(3))]

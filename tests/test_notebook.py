@@ -128,6 +128,7 @@ def test_a_zip_of_other_files_or_of_cells_that_were_not_run_is_told(hw, tmp_path
 @pytest.mark.parametrize("told, files, found", [
     ({}, {"DL_HW3_StudentID.ipynb": OURS}, "DL_HW3_StudentID.ipynb"), ({}, {"DL_HW3_StudentID.ipynb": ANOTHER}, None),
     ({"jupyter": "work/renamed.ipynb"}, {"renamed.ipynb": OURS, "DL_HW3_StudentID.ipynb": ANOTHER}, "renamed.ipynb"),
+    ({"jupyter": "homework.md"}, {"homework.md": OURS}, None),
     ({"vscode": "C:/homework/renamed.ipynb"}, {"renamed.ipynb": OURS}, "renamed.ipynb")])
 def test_the_notebooks_file_is_found_and_no_other(hw, tmp_path, monkeypatch, told, files, found):
     monkeypatch.chdir(tmp_path)

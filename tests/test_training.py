@@ -2,6 +2,7 @@ import contextlib
 import copy
 import errno
 import io
+import itertools
 import math
 import os
 import re
@@ -202,6 +203,36 @@ def test_what_a_training_will_take_is_told_before_it_starts(hw, clock, finished,
     output = capsys.readouterr().out
     assert re.search(r"cpu, 1 threads, float32: .* s a step(?s:.*)minutes(?s:.*)\n +1 +\d", output)
     assert " 0.00 " in output and "nan" not in output                                      # validation accuracy
+
+
+def test_a_training_that_moves_to_another_device_takes_its_number_type(hw, finished, tmp_path):
+    tiny.train_until(hw, tmp_path, 8)
+    (path,) = tmp_path.iterdir()
+    state = torch.load(path)
+    torch.save(dict(state, cuda=torch.float16) | dict(cpu=None), path)
+    assert_same(tiny.train(hw, tmp_path), finished)
+    assert state["cpu"] == torch.float32
+
+
+@pytest.mark.parametrize("fail, expected", [([], torch.bfloat16), ([torch.bfloat16], torch.float32)])
+def test_the_faster_number_type_is_taken_where_there_is_one_and_an_error_is_not_hidden(
+        hw, clock, monkeypatch, fail, expected):
+    def seconds(model, images, labels, h, dtype):
+        if dtype in fail:
+            raise RuntimeError("not on this device")
+        return 2.0 if dtype == torch.float32 else 1.0
+    monkeypatch.setattr(hw, "seconds_a_step", seconds)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert clock[0](None, *tiny.images_and_labels(), tiny.hyperparameters(hw)) == expected
+    fail.append(torch.float32)
+    with pytest.raises(RuntimeError, match="not on this device"):
+        clock[0](None, *tiny.images_and_labels(), tiny.hyperparameters(hw))
+
+
+def test_minutes_left_are_of_small_pictures_and_large_ones(hw, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hw.time, "perf_counter", itertools.count(0, 60).__next__)
+    tiny.train(hw, tmp_path)                                              # of 16, 16 and 32 pixels, a minute each
+    assert re.findall(r"(?m) 60\.0 +(\S+)$", capsys.readouterr().out) == ["5.0", "4.0", "0.0"]
 
 
 def test_minutes_are_of_the_epochs_that_are_left(hw, clock, capsys, monkeypatch):
