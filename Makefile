@@ -19,7 +19,7 @@ help:                     ## this list
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .PHONY: run train test data help
