@@ -134,7 +134,7 @@ def test_colab_without_a_file_of_the_notebook_and_settings_that_papermill_inject
     nbformat.write(notebook, tmp_path / "injected.ipynb")
     assert load_definitions(tmp_path / "injected.ipynb", "homework_injected").PT_FILE.name == PT
     cells = {c.id: c for c in notebook.cells if c.id != "overfit"}
-    early = nbformat.v4.new_code_cell(cells["single_check"].source, metadata=dict(tags=["raises-exception"]))
+    early = nbformat.v4.new_code_cell(cells["encoder_decoder"].source, metadata=dict(tags=["raises-exception"]))
     own = [nbformat.v4.new_code_cell(f"import sys\n{line}") for line in ("!{sys.executable} -V", "print(predictions)")]
     notebook.cells = [early, *cells.values()]
     notebook.cells[-(len(cells) - [*cells].index("export_run")):0] = own           # before the cell that exports
