@@ -21,7 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"  # a training step takes up to a quarter less time
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"  # steps take up to a quarter less
 NOTEBOOK = Path(__file__).resolve().parent / "DL_HW3_StudentID.ipynb"
 
 
