@@ -59,7 +59,7 @@ TABLE = {  # what is there: the epochs that are trained, and with RETRAIN, and w
     "submission, older": ([], [1, 2], "left as it is.*other settings; RETRAIN = True trains with these"),
     "unfinished, and a submission, older": ([2], [2], "finished at the start: 1"),
     "damaged": ([], [1, 2], f"{PT} cannot be read, and stays as it is: .*RETRAIN = True"),
-    "another's": ([], [1, 2], f"there is B2_submission.pt, but no {PT}: set STUDENT_ID to 'B2' .*, or RETRAIN = True")}
+    "another's": ([], [1, 2], f"there is B2_submission.pt, but no {PT}: rename it, .* to 'B2' .*, or RETRAIN = True")}
 
 
 def leave(what, run_cells):
