@@ -145,10 +145,10 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def arguments(doc, **defaults):
+def arguments(doc, seeds=(0,)):
     """A parser with what all trainings here take."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="*", type=int, default=defaults.get("seeds", [0]))
+    parser.add_argument("--seeds", nargs="*", type=int, default=seeds)
     parser.add_argument("--images", type=int, help="how many to train on; default: all but 5,000 for validation")
     parser.add_argument("--only", nargs="*", metavar="NAME")
     return parser

@@ -33,13 +33,15 @@ def main(argv=None) -> None:
     h = hw.Hyperparameters(**dict(mirror=of_set.MIRRORED) | {n: v for n, v in settings.items() if n in names})
     train_set, validation_set, test_set, classes = load_images(a.images, a.dataset)
     if a.all:
-        train_set = tuple(hw.torch.cat(both) for both in zip(train_set, validation_set))
-        validation_set = None
-    colours = {} if a.dataset == "CIFAR10" else {
-        name: tuple(getattr(train_set[0][::10].float() / 255, name)((0, 1, 2)).tolist()) for name in ("mean", "std")}
+        train_set, validation_set = hw.load_dataset(a.dataset)[0][:2], None
+    some = train_set[0][:5000].float() / 255
+    colours = {} if a.dataset == "CIFAR10" else {  # as in the notebook's cell that trains
+        name: tuple(max(round(v, 4), 0.01) for v in getattr(some, name)((0, 1, 2)).tolist())
+        for name in ("mean", "std")}
     hw.torch.manual_seed(a.seed)
     model = hw.myViT(len(classes), **dict(both_views=h.mirror) | colours
                      | {n: v for n, v in settings.items() if n not in names})
+    known = (WEIGHTS / f"{hw.fingerprint(model, train_set, h, a.seed)}.pt").exists()  # then its rows are logged, too
     trained, history = hw.train(model, train_set, validation_set, h, seed=a.seed, folder=WEIGHTS, retrain=False)
 
     changed = ", ".join(f"{n}={value}" for n, value in settings.items() if n != "epochs")
@@ -49,14 +51,14 @@ def main(argv=None) -> None:
     for epoch in history:
         minutes += epoch["seconds"] / 60
         row |= dict(epochs=epoch["epoch"], minutes=round(minutes, 4))
-        if validation_set:
+        if validation_set and not known:
             log("runs", **row, measure=UNDER_WAY, value=round(epoch["validation"], 2))
-    for measure, pair in [(END, validation_set), ("test accuracy", test_set if a.test else None)]:
+    for measure, pair in [(END, None if known else validation_set), ("test accuracy", test_set if a.test else None)]:
         for views, network in [("", hw.single_view(trained)), (", both views", trained)] if pair else []:
             right = hw.accuracy(hw.predict(network, pair[0]), pair[1])
             log("runs", **row, measure=measure + views, value=round(right, 2))
             print(f"{measure}{views} {right:.2f} %", flush=True)
-    if not validation_set:
+    if not validation_set and not known:
         log("runs", **row | dict(unit="min"), measure="minutes of training", value=round(minutes, 4))
 
 

@@ -16,9 +16,9 @@ def main(argv=None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), help="of a network's two; default: both")
+    parser.add_argument("--optimizers", nargs="*", help="of a network's two; default: both")
     a = parser.parse_args(argv)
-    names = chosen(parser, a.only, NETWORKS)
+    names, optimizers = chosen(parser, a.only, NETWORKS), chosen(parser, a.optimizers, OPTIMIZERS)
     train_set, validation_set, *_ = load_images(a.images)
     h = hw.Hyperparameters(epochs=a.epochs, sides=(32,), **SHORT)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def main(argv=None) -> None:
         network = NETWORKS[name]
         log("peers", question="peers", network=name, measure="parameters", value=parameters(network.make()),
             unit="parameters")
-        for optimizer in [name for name in network.optimizers if name in a.optimizers]:
+        for optimizer in [name for name in network.optimizers if name in optimizers]:
             differs = optimizer + (f"; budget {a.minutes:g} minutes" if a.minutes else "")
             for seed in a.seeds:
                 *_, model = train("peers", "peers", name, differs, network.make, optimizer, h, seed, train_set,

@@ -48,7 +48,7 @@ def draw_peers(epochs, minutes):
             colour, optimizer = COLOURS[run[0]["network"]], run[0]["differs"].split(";")[0]
             axis.plot(*points, ".-", color=colour, label=f"{run[0]['network']}, {optimizer}")
             axis.plot(points[0][-1], points[1][-1], "*", ms=13, color=colour)
-        axis.set(xlabel=x, title=f"{number:g} {x} each, {run[0]['processor'].split('EPYC')[1].strip(' ,')}")
+        axis.set(xlabel=x, title=f"{number:g} {x} each, {run[0]['processor'].split('EPYC')[-1].strip(' ,')}")
     axes[0].set(ylabel="validation accuracy, %")
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.legend(*axis.get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)

@@ -213,11 +213,11 @@ def test_split_is_balanced_disjoint_and_fixed_by_the_seed(hw):
 
 
 @pytest.mark.parametrize("settings, mirrored, output, checkpoints", [
-    ({}, True, "StudentID", "CIFAR10"), ({"DATASET": "SVHN"}, False, "StudentID_SVHN", "SVHN"),
-    ({"DATASET": "data/GTSRB"}, False, "StudentID_GTSRB", "GTSRB"),
+    ({}, True, "B1", "CIFAR10"), ({"DATASET": "SVHN"}, False, "B1_SVHN", "SVHN"),
+    ({"DATASET": "data/GTSRB"}, False, "B1_GTSRB", "GTSRB"),
     ({"DATASET": "photos/my pets/", "STUDENT_ID": "r12_王-3", "MIRROR": 0}, False, "r12_王-3_my pets", "my pets")])
 def test_names_follow_data_set_and_student(settings, mirrored, output, checkpoints):
-    other = load_definitions(name="homework_of_another", **settings)
+    other = load_definitions(name="homework_of_another", **{"STUDENT_ID": "B1"} | settings)
     assert other.MIRRORED is mirrored and other.CHECKPOINTS == Path("checkpoints", checkpoints)
     assert [f"{path}" for path in (other.PT_FILE, other.CSV_FILE, other.ZIP_FILE)] == [
         f"{output}_submission.pt", f"{output}_submission.csv", f"{output}_HW3.zip"]
