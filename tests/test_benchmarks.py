@@ -119,6 +119,7 @@ def test_the_ladder_trains_the_changed_recipe(log, monkeypatch, tmp_path):
     first = log("ladder", "norms=('batch','layer')", *small, "--note", "small")
     assert [r["measure"][19:] for r in first] == [" under way", "", ", both views"] and first[0]["images"] == "40"
     assert "batch_size=20, dims=(6, 8)" in first[0]["differs"] and first[0]["differs"].endswith("; small")
+    assert log("ladder", "norms=('batch','layer')", *small, "--note", "small") == first  # known: not logged again
 
 
 def test_a_gpu_is_told_in_rows(log):
