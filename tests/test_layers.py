@@ -161,4 +161,4 @@ def test_adapt_gives_a_copy_with_the_statistics_of_the_pictures(hw):
     before, twin = copy.deepcopy(model.state_dict()), hw.adapt(model, images)
     assert all(map(torch.equal, model.state_dict().values(), before.values())) and not twin.training
     seen = model.stem[0]((hw.to_input(images) - model.mean) / model.std)
-    close(twin.stem[1].running_mean, seen.mean((0, 2, 3)))
+    close(twin.stem[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
