@@ -4,16 +4,17 @@ peers.png has on the left the runs of eight epochs, on the right those of 15 min
 """
 
 import csv
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-OURS = ("one view", "both views")
 COLOURS = {"ours": "#D55E00", "ResNet-20": "#0072B2", "CCT-2/3x2": "#009E73", "template's ViT": "#E69F00",
            "Tiniest": "#CC79A7", "WRN-28-3 BSConv-S": "#56B4E9"}
-PLACES = {"WRN-28-3 BSConv-S": (-100, -12), "Tiniest": (-20, 8), "CCT-6/3x1": (-40, 8), "ours, one view": (12, 0),
-          "PreAct-ResNet-20, dual cutout": (6, -11)}  # of labels, in points
+PLACES = {"WRN-28-3 BSConv-S": (-62, -14), "Tiniest": (-20, 8), "CCT-6/3x1": (-40, 8), "ours, one view": (12, 0),
+          "PreAct-ResNet-20, dual cutout": (6, -11), "ResNet-20, EC2T": (-8, 8), "ResNet-20, APoT, 2 bits": (8, -10),
+          "ResNet-20, APoT, 3 bits": (-50, 8), "ResNet-20, APoT, 4 bits": (8, -10)}  # of labels, in points
 
 
 def read(file):
@@ -56,28 +57,40 @@ def draw_peers(epochs, minutes):
 
 
 def draw_accuracy_parameters():
-    figure, axis = plt.subplots(figsize=(8, 4.2), dpi=100)
-    size, *_ = (float(r["value"]) for r in read("runs") if (r["question"], r["measure"]) == ("shipped", "parameters"))
-    points = {}
-    for row in read("published") + read("runs"):
-        name, kind = row["network"], row["differs"].split(";")[0]
-        if row["question"] == "shipped" and kind.removeprefix("6 bits, ") in OURS:
-            name, kind = f"ours, {kind.removeprefix('6 bits, ')}", "this notebook"
-        if row["question"] == "published" or kind == "this notebook":
-            points.setdefault((name, row["epochs"], kind), {"parameters": size})[row["measure"]] = float(row["value"])
-    for kind, marker, colour in (("convolutional", "s", "#E69F00"), ("Transformer", "o", "#0072B2"),
-                                 ("this notebook", "*", "#D55E00")):
-        mine = {key: (p["parameters"], p["test accuracy"]) for key, p in points.items() if key[2] == kind}
-        axis.plot(*zip(*mine.values()), marker, ms=16 if marker == "*" else 6, color=colour, label=kind)
-        for (name, epochs, _), point in mine.items():
-            axis.annotate(name + (f" ({epochs})" if epochs else ""), point, PLACES.get(name, (9, -3)), fontsize=8,
-                          textcoords="offset points", weight="bold" if marker == "*" else None)
+    figure, (axis, stored) = plt.subplots(1, 2, figsize=(12, 4.4), dpi=100, sharey=True)
+    shipped = {(r["measure"], r["differs"]): float(r["value"]) for r in read("runs") if r["question"] == "shipped"}
+    size, kilobytes = shipped["parameters", ""], shipped["bytes of the .pt", ""] / 1000
+    mine = {f"ours, {view}": shipped["test accuracy", view] for view in ("one view", "both views")}
+    points = defaultdict(dict)
+    for row in read("published"):
+        points[row["network"], row["epochs"], row["differs"].split(";")[0]][row["measure"]] = float(row["value"])
+    for kind, marker, colour in (("convolutional", "s", "#E69F00"), ("Transformer", "o", "#0072B2")):
+        found = {key: (p["parameters"], p["test accuracy"]) for key, p in points.items() if key[2] == kind}
+        axis.plot(*zip(*found.values()), marker, ms=6, color=colour, label=kind)
+        for (name, epochs, _), point in found.items():
+            label(axis, name + (f" ({epochs})" if epochs else ""), point)
+    few = {key[0]: (p["kilobytes stored"], p["test accuracy"]) for key, p in points.items() if "kilobytes stored" in p}
+    whole = [(4 * p["parameters"] / 1000, p["test accuracy"], key[0]) for key, p in points.items()
+             if key[2] == "convolutional" and p["test accuracy"] > 93]
+    stored.plot(*zip(*few.values()), "D", ms=6, color="#009E73", label="published with fewer bits")
+    stored.plot(*list(zip(*whole))[:2], "s", ms=6, color="#E69F00", label="published, as float32")
+    for name, point in [*few.items(), *((name, point) for *point, name in whole)]:
+        label(stored, name, point)
+    for part, x in ((axis, size), (stored, kilobytes)):
+        part.plot([x, x], mine.values(), "*", ms=16, color="#D55E00", label="this notebook")
+        for name, accuracy in mine.items():
+            label(part, name, (x, accuracy), weight="bold")
+        part.legend(loc="lower right")
     axis.axvline(250e3, ls=":", color="grey")
     axis.text(243e3, 88.6, "1 MB as float32", rotation=90, ha="right", va="bottom", fontsize=8, color="grey")
     axis.set(xscale="log", xlabel="parameters", ylabel="CIFAR-10 test accuracy, % (epochs of training)",
              xlim=(50e3, 9e6), ylim=(88.5, 95.7))
-    axis.legend(loc="lower right")
+    stored.set(xscale="log", xlabel="kilobytes of the weights", xlim=(40, 2000))
     figure.savefig(HERE / "accuracy_parameters.png", bbox_inches="tight")
+
+
+def label(axis, text, point, **how):
+    axis.annotate(text, point, PLACES.get(text.split(" (")[0], (9, -3)), fontsize=8, textcoords="offset points", **how)
 
 
 if __name__ == "__main__":

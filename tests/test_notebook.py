@@ -85,7 +85,7 @@ def test_parameters_tags_imports_and_no_ready_made_attention(notebook, hw):
         assert hw.defines(cell.source) == ("definitions" in cell.metadata.get("tags", [])), cell.id
 
 
-@pytest.mark.parametrize("images, epochs", [(50_000, 126), (60_000, 105), (100, 630)])
+@pytest.mark.parametrize("images, epochs", [(50_000, 150), (60_000, 125), (100, 750)])
 def test_every_data_set_gets_as_many_steps(notebook, hw, images, epochs):
     source = next(c.source for c in notebook.cells if c.id == "training").split("colours =")[0]
     exec(source, scope := vars(hw) | dict(train_images=range(images)))
