@@ -12,9 +12,10 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 COLOURS = {"ours": "#D55E00", "ResNet-20": "#0072B2", "CCT-2/3x2": "#009E73", "template's ViT": "#E69F00",
            "Tiniest": "#CC79A7", "WRN-28-3 BSConv-S": "#56B4E9"}
+# where labels stand, in points
 PLACES = {"WRN-28-3 BSConv-S": (-62, -14), "WRN-28-2 BSConv-S": (-50, -13), "Tiniest": (-24, 8),
           "CCT-6/3x1": (-40, 8), "ours": (12, 0), "PreAct-ResNet-20, dual cutout": (6, -11), "ResNet-20, EC2T": (-8, 8),
-          "ResNet-20, APoT, 2 bits": (8, -10), "ResNet-20, APoT, 3 bits": (-50, 8), "ResNet-20, APoT, 4 bits": (8, -10)}  # of labels, in points
+          "ResNet-20, APoT, 2 bits": (8, -10), "ResNet-20, APoT, 3 bits": (-50, 8), "ResNet-20, APoT, 4 bits": (8, -10)}
 
 
 def read(file):
