@@ -82,6 +82,23 @@ def test_a_changed_module_is_refused_with_what_differs(hw, change, message):
         hw.pack(changed if isinstance(changed, nn.DataParallel) else model, (9, 3))
 
 
+@pytest.mark.parametrize("more", [True, False])
+def test_a_file_of_other_layers_is_refused(hw, monkeypatch, more):
+    content = content_of(hw, trained_model(hw))
+    before = hw.myFFN.__init__
+
+    def changed(self, input_dim, hidden_dim):
+        before(self, input_dim, hidden_dim)
+        if more:
+            self.scale = nn.Parameter(torch.ones(hidden_dim))  # a parameter more
+        else:
+            self.linear2 = nn.Linear(hidden_dim, input_dim, bias=False)  # one less
+
+    monkeypatch.setattr(hw.myFFN, "__init__", changed)
+    with pytest.raises(ValueError, match="layers are not those"):
+        torch.load(io.BytesIO(content))
+
+
 def test_a_changed_byte_is_refused_wherever_it_is(hw):
     content = content_of(hw, trained_model(hw))
     for at in range(0, len(content), 23):
