@@ -12,6 +12,7 @@ import argparse
 import ast
 import os
 import re
+import signal
 import sys
 import time
 import types
@@ -62,7 +63,13 @@ def load_definitions(path: Path = NOTEBOOK, name: str = "homework", **settings) 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write to a temporary file, then move it into place."""
     nbformat.write(notebook, temporary := path.with_suffix(".tmp"))
-    os.replace(temporary, path)
+    for attempt in range(9):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:  # a virus scanner or a cloud drive may hold the notebook for a moment
+            if attempt == 8:
+                raise
+            time.sleep(0.25)
 
 
 def execute(path: Path, settings: dict) -> None:
@@ -132,7 +139,11 @@ if __name__ == "__main__":
     if arguments.show:
         cells = nbformat.read(arguments.show, as_version=4).cells
         sys.exit(print("\n\n".join(f"# %% [{cell.cell_type}] {cell.id}\n{cell.source}" for cell in cells)))
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal; not nohup
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         execute(arguments.notebook, dict(arguments.settings))
     except (CellExecutionError, ValueError) as error:
         sys.exit(str(error))
+    except AssertionError:  # nbclient's, once a signal has stopped its kernel
+        sys.exit("stopped; a training that had begun goes on with the same command")

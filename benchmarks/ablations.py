@@ -61,8 +61,6 @@ def parts() -> dict:
         "without Muon, AdamW instead": (vit(), "AdamW 0.001", {}),
         "without running average": (vit(), muon, dict(ema=0.0)),
         "without cutout": (vit(), muon, dict(cutout=0)),
-        "without shift": (vit(), muon, dict(shift=0)),
-        "without mirror": (vit(), muon, dict(mirror=False)),
     }
 
 
@@ -74,12 +72,13 @@ def main(argv=None) -> None:
     found = parts()
     names = chosen(parser, a.only, found)
     train_set, validation_set, *_ = load_images(a.images)
+    for part in names:
+        log("ablations", question="ablations", network="ours", differs=part, measure="parameters",
+            value=parameters(found[part][0]()), unit="parameters")
     for seed in a.seeds:
         for part in names:
             make, optimizer, changed = found[part]
             h = hw.Hyperparameters(**dict(epochs=a.epochs, sides=(24, 24, 32), ema=a.ema) | SHORT | changed)
-            log("ablations", question="ablations", network="ours", differs=part, measure="parameters",
-                value=parameters(make()), unit="parameters")
             train("ablations", "ablations", "ours", f"{part}; {optimizer}, ema={h.ema}", make, optimizer, h, seed,
                   train_set, validation_set)
 

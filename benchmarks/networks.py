@@ -176,18 +176,13 @@ class Network:
     make: object
     optimizers: tuple  # of harness.py
     published: str     # number of parameters, as the source gives it
-    source: str
 
 
 NETWORKS = {
-    "ours": Network(lambda: hw.myViT(both_views=False), ("Muon 0.02 + AdamW 0.002", "AdamW 0.001"), "244,010",
-                    "this notebook"),
-    "ResNet-20": Network(resnet20, ("SGD 0.2", "AdamW 0.001"), "0.27 M", "He et al. 2015"),
-    "CCT-2/3x2": Network(lambda: Normalized(CCT()), ("AdamW 0.001", "Muon 0.02 + AdamW 0.002"), "0.28 M",
-                         "Hassani et al. 2021, SHI-Labs/Compact-Transformers"),
-    "template's ViT": Network(PlainViT, ("AdamW 0.001", "Muon 0.02 + AdamW 0.002"), "235,786",
-                              "the course's template; counted by us"),
-    "Tiniest": Network(tiniest, ("AdamW 0.02", "SGD 0.2"), "97,530", "xvel/cifar10-tiniest"),
-    "WRN-28-3 BSConv-S": Network(wrn28_3_bsconv, ("SGD 0.2", "AdamW 0.001"), "0.24 M",
-                                 "Haase and Amthor 2020, zeiss-microscopy/BSConv"),
+    "ours": Network(lambda: hw.myViT(both_views=False), ("Muon 0.02 + AdamW 0.002", "AdamW 0.001"), "244,010"),
+    "ResNet-20": Network(resnet20, ("SGD 0.2", "AdamW 0.001"), "0.27 M"),  # He et al. 2015
+    "CCT-2/3x2": Network(lambda: Normalized(CCT()), ("AdamW 0.001", "Muon 0.02 + AdamW 0.002"), "0.28 M"),  # Hassani
+    "template's ViT": Network(PlainViT, ("AdamW 0.001", "Muon 0.02 + AdamW 0.002"), "235,786"),  # counted by us
+    "Tiniest": Network(tiniest, ("AdamW 0.02", "SGD 0.2"), "97,530"),  # xvel/cifar10-tiniest
+    "WRN-28-3 BSConv-S": Network(wrn28_3_bsconv, ("SGD 0.2", "AdamW 0.001"), "0.24 M"),  # Haase and Amthor 2020
 }

@@ -9,7 +9,6 @@ five training steps of 256 images, less what it held before the network was made
 
 import argparse
 import copy
-import resource
 import subprocess
 import sys
 import time
@@ -33,6 +32,8 @@ def images_per_second(model, batch, seconds=2.0) -> float:
 
 
 def peak_megabytes() -> float:
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 

@@ -50,7 +50,7 @@ def test_every_log_has_the_one_schema(path):
 
 
 def test_figures_of_the_texts_occur_in_the_log():
-    text, known, groups = (BENCHMARKS / "README.md").read_text(), set(), defaultdict(list)
+    text, known, groups = (BENCHMARKS / "README.md").read_text("utf-8"), set(), defaultdict(list)
     logged = [row for path in BENCHMARKS.glob("*.csv") for row in rows(path)]
     for row in logged:
         known |= set(map(float, re.findall(r"\d+\.\d+", row["differs"])))
@@ -61,14 +61,15 @@ def test_figures_of_the_texts_occur_in_the_log():
     known = {round(value, 2) for value in [*known, *map(mean, groups.values()), *(float(r["value"]) for r in logged)]}
     figure = re.compile(r"(?<![\d.−+])\d\d\.\d\d?(?!\d|\.\d)")
     assert [n for n in figure.findall(text) if len(n) == 5 and float(n) not in known] == []
-    of_templates = (ROOT / "course_template" / "README.md").read_text()
+    of_templates = (ROOT / "course_template" / "README.md").read_text("utf-8")
     told = {*figure.findall(text + of_templates)}
     cells = nbformat.read(ROOT / "DL_HW3_StudentID.ipynb", as_version=4).cells
-    prose = "".join(cell.source for cell in cells if cell.cell_type == "markdown") + (ROOT / "README.md").read_text()
+    prose = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose += (ROOT / "README.md").read_text("utf-8")
     assert [n for n in figure.findall(prose) if n not in told] == []
 
 
-def test_peers_have_their_published_size_and_learn():
+def test_peers_have_their_published_size_and_train_all_of_it():
     for name, network in bench("networks").NETWORKS.items():
         model = network.make()
         number = bench("harness").parameters(model)

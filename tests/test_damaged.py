@@ -84,7 +84,7 @@ DAMAGE = {
     "Windows line ends": (csv, ROWS.replace("\n", "\r\n")), "numbers as 1.0": (csv, ROWS.replace("1,1\n", "1,1.0\n")),
     "a row too few": (csv, ROWS[:-5]), "class 10 of 0 to 9": (csv, ROWS[:-2] + "10\n"),
 }
-TABLE = re.findall(r"(?m)^\| (?!damaged )(.+?) \| (.+) \|$", (ROOT / "benchmarks" / "damaged.md").read_text())
+TABLE = re.findall(r"(?m)^\| (?!damaged )(.+?) \| (.+) \|$", (ROOT / "benchmarks" / "damaged.md").read_text("utf-8"))
 
 
 def test_the_table_has_all():
