@@ -173,7 +173,9 @@ def test_order_comes_from_the_names_alone_and_numbers_sort_as_numbers(hw, tmp_pa
     write_pictures(tmp_path, *names)
     before, found = hw.load_dataset(str(tmp_path))
     assert before[1].tolist() == [classes.index(names[i].split("/")[1]) for i in before[0][:, 0, 0, 0]]
-    assert found == tuple(classes) and before[1].diff().count_nonzero() > 20  # not class by class
+    assert found == tuple(classes) and before[1].diff().count_nonzero() > 20  # not class by class, but in the test set
+    assert [names[i] for i in before[2][:, 0, 0, 0]] == [
+        f"test/{c}/{n}.png" for c in classes for n in ("C/a", "C-/a", "b")]
     scandir, listing = os.scandir, type("", (map,), {"__enter__": lambda self: self, "__exit__": lambda *_: None})
     monkeypatch.setattr(os, "scandir", lambda *at: listing(lambda entry: entry, sorted(scandir(*at), key=str)[::-1]))
     monkeypatch.setattr(PurePath, "__lt__", lambda a, b: str(a).lower() < str(b).lower())  # as on Windows
