@@ -172,6 +172,8 @@ def test_agreement_is_999_of_1000(verify, verified, monkeypatch, others, verdict
 
 def test_a_csv_that_went_through_a_spreadsheet(verify):
     path = Path("B1_submission.csv")
+    of_the_model = verify()["accuracy above 57 %"]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    verdict, detail = verify()["csv in the promised form"]
-    assert verdict == "NO" and "byte-order mark" in detail
+    verdicts = verify()
+    verdict, detail = verdicts["csv in the promised form"]
+    assert verdict == "NO" and "byte-order mark" in detail and verdicts["accuracy above 57 %"] == of_the_model
